@@ -1,0 +1,1 @@
+"""The core of mtrl: contract, vectorized multi-task environments, training loop, evaluation."""

@@ -1,0 +1,109 @@
+"""Names to things: ``"minigrid/mt3"``, ``"metaworld/mt10+atari/8"`` and ``"module:Attr/group"`` to tasks, agent
+names to classes.
+
+Suites and agents are found through the entry-point groups ``mtrl.suites`` and ``mtrl.agents`` or through
+``"module:Attr"``; only what is named is imported. Built-in ones use the same mechanism as third parties.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from mtrl.types import Suite, Task
+
+SUITES = "mtrl.suites"
+AGENTS = "mtrl.agents"
+
+
+class UnknownNameError(ValueError):
+    """A name that nothing answers to. The message names the place and the nearest valid choice."""
+
+    def __init__(self, what: str, given: str, choices: Iterable[str], hint: str = "") -> None:
+        self.what, self.given, self.choices = what, given, sorted(set(choices))
+        near = nearest(given, self.choices)
+        message = f"unknown {what} {given!r}"
+        if near:
+            message += f"; did you mean {near!r}?"
+        if self.choices:
+            shown = ", ".join(self.choices[:12]) + (", ..." if len(self.choices) > 12 else "")
+            message += f" (valid: {shown})"
+        super().__init__(message + (f" {hint}" if hint else ""))
+
+
+def nearest(given: str, choices: Iterable[str]) -> str | None:
+    """The choice closest to ``given``, ignoring case, or None if nothing is near."""
+    lower = {choice.lower(): choice for choice in choices}
+    match = difflib.get_close_matches(given.lower(), lower, n=1, cutoff=0.5)
+    return lower[match[0]] if match else None
+
+
+def names(kind: str) -> list[str]:
+    """Installed entry points of ``kind`` (``SUITES`` or ``AGENTS``), sorted; imports none of them."""
+    return sorted({point.name for point in entry_points(group=kind)})
+
+
+def load(kind: str, name: str) -> Any:
+    """The object behind an entry-point name or ``"module:Attr"``.
+
+    Raises:
+        UnknownNameError: no entry point, or no such attribute in the module.
+        ImportError: the module cannot be imported; passed through, since it names what is missing.
+    """
+    what = "suite" if kind == SUITES else "agent"
+    if ":" in name:
+        module, _, attr = name.partition(":")
+        target = importlib.import_module(module)
+        if not hasattr(target, attr):
+            raise UnknownNameError(f"{what} in module {module!r}", attr, (n for n in vars(target) if n[0] != "_"))
+        return getattr(target, attr)
+    points: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=kind)}
+    if name not in points:
+        raise UnknownNameError(
+            what, name, points, f'- or name one as "module:Attr", or install a package with the entry point {kind!r}'
+        )
+    return points[name].load()
+
+
+def suite(name: str) -> Suite:
+    """The suite called ``name``; a class or a function without arguments is called to make it."""
+    found = load(SUITES, name)
+    made = found() if callable(found) else found
+    if not isinstance(made, Suite):
+        missing = [part for part in ("name", "groups", "tasks") if not hasattr(made, part)]
+        raise TypeError(f"{name!r} is not a suite: it lacks {', '.join(missing)}")
+    return made
+
+
+def agent(name: str) -> type:
+    """The agent class called ``name``."""
+    return load(AGENTS, name)
+
+
+def tasks(text: str) -> tuple[Task, ...]:
+    """Tasks of a mix: ``"suite/group"`` parts joined by ``+``, in the order written.
+
+    Raises:
+        UnknownNameError: a suite or a group that does not exist.
+        ValueError: a part without a group where the suite has several, or a task named twice.
+    """
+    found: list[Task] = []
+    for part in (part.strip() for part in text.split("+")):
+        name, _, group = part.partition("/")
+        if not name:
+            raise ValueError(f"empty part in suite {text!r}: write 'suite/group' parts joined by '+'")
+        source = suite(name)
+        if not group:
+            if len(source.groups) != 1:
+                raise ValueError(f"suite {name!r} needs a group, as in '{name}/{next(iter(source.groups), 'TASK')}'")
+            group = source.groups[0]
+        found.extend(source.tasks(group))
+    seen: set[str] = set()
+    for task in found:
+        if task.name in seen:
+            raise ValueError(f"task {task.name!r} appears twice in {text!r}: ask for more copies instead")
+        seen.add(task.name)
+    return tuple(found)

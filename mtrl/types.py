@@ -1,0 +1,236 @@
+"""The contract: what flows between suites, the vector of environments, agents and the training loop.
+
+Shapes use N rows (decision-makers) in a vector, n_g rows of group g, T tasks. A single-agent task fills one
+row, a team of n agents fills n rows. Rows that share spaces form a *group*; nothing is padded.
+
+Everything here is data or a protocol. It imports no environment package and no agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+
+Array = np.ndarray
+Leaves = Mapping[str, Array]
+"""One group's observation: ``vector`` [n_g, d] float32, ``image`` [n_g, c, h, w] uint8, ``tokens`` [n_g, l] int32,
+``state`` [n_g, s] float32 (a team's global state), ``legal`` [n_g, A] bool (legal actions), ``alive`` [n_g] bool."""
+
+LEAF_NAMES = ("vector", "image", "tokens", "state", "legal", "alive")
+
+
+class Build(Protocol):
+    """Makes one fresh environment of a task.
+
+    Training calls ``build()``. Videos call ``build(render_mode="rgb_array")``; a suite that cannot render may
+    leave the argument out. The result is a ``gymnasium.Env`` or a PettingZoo ``ParallelEnv`` whose
+    ``reset(seed=s)`` determines everything random about the episode. Must be picklable: a class, a module-level
+    function or a ``functools.partial`` of one.
+    """
+
+    def __call__(self, **render: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a suite.
+
+    Attributes:
+        name: unique, ``"suite/task"``, for instance ``"metaworld/reach-v3"``.
+        build: makes the environment; called lazily, in the process that steps it.
+        horizon: steps after which the vector truncates the episode (the environment may end it earlier).
+        score: raw returns that count as normalised score 0 (a random policy) and 1 (the reference).
+        score_source: where the two numbers come from.
+        agents: rows that this task fills; more than one means that ``build`` makes a ``ParallelEnv``.
+        spaces: (observation space, action space) of one row, if the suite knows them without building an
+            environment. Saves one build per task at start; ``check_suite`` compares it with the real ones.
+        protocol: what a result must name to be comparable (package version, reward version, goal mode, ...).
+    """
+
+    name: str
+    build: Build
+    horizon: int
+    score: tuple[float, float] = (0.0, 1.0)
+    score_source: str = ""
+    agents: int = 1
+    spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None
+    protocol: Mapping[str, str] = field(default_factory=dict)
+
+    def normalise(self, ret: float) -> float:
+        """Map a raw episode return to the normalised score: 0 = random, 1 = reference."""
+        low, high = self.score
+        return (ret - low) / (high - low)
+
+
+@runtime_checkable
+class Suite(Protocol):
+    """A family of tasks. ``groups`` names what can be asked for, for listings and near-miss messages."""
+
+    name: str
+
+    @property
+    def groups(self) -> Sequence[str]: ...
+
+    def tasks(self, group: str) -> Sequence[Task]:
+        """Tasks of a named group ("mt10") or of a single task ("reach-v3"), in canonical order.
+
+        Raises:
+            mtrl.registry.UnknownNameError: ``group`` is neither.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """What rows of one kind share. ``tasks`` are the indices into ``Spec.tasks`` that live in this group."""
+
+    name: str
+    leaves: Mapping[str, Box]
+    action: Discrete | Box
+    tasks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What an agent and the reports may know about a task."""
+
+    name: str
+    group: str
+    horizon: int
+    score: tuple[float, float] = (0.0, 1.0)
+    agents: int = 1
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that flows from suites to an agent before the first observation."""
+
+    tasks: tuple[TaskInfo, ...]
+    groups: tuple[Group, ...]
+
+    def group(self, name: str) -> Group:
+        """The group called ``name``; KeyError if there is none."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One vector's rows: group g owns the rows ``rows[g]``. Training and evaluation vectors share a ``Spec``,
+    not a ``Layout``. Inside a group, rows are ordered by slot, and a team's rows are adjacent."""
+
+    rows: Mapping[str, slice]
+    num_rows: int
+
+
+class Obs(NamedTuple):
+    """Observations of all rows: ``leaves[g]`` holds group g's rows, ``task`` [N] int64, ``first`` [N] bool is
+    true where an episode starts with this very observation."""
+
+    leaves: Mapping[str, Leaves]
+    task: Array
+    first: Array
+
+
+class Decision(NamedTuple):
+    """``action[g]`` is [n_g] int64 (Discrete) or [n_g, a] float32 (Box, within its bounds). ``extras`` [N, ...]
+    is what the learner wants back with the transition (log_prob, value, ...)."""
+
+    action: Mapping[str, Array]
+    extras: Mapping[str, Array]
+
+
+class Step(NamedTuple):
+    """One transition of every row.
+
+    ``reward`` [N] float64 is raw. ``terminated`` and ``truncated`` [N] bool are never merged and never both
+    true. ``success`` [N] bool is the task's success signal at this very step. ``next`` is the true successor of
+    ``obs``, before any reset; where an episode ended it differs from the observation that follows.
+    ``active`` [N] bool is false for rows whose slot has no more episodes (evaluation): ignore such rows.
+    """
+
+    obs: Obs
+    decision: Decision
+    reward: Array
+    terminated: Array
+    truncated: Array
+    success: Array
+    next: Obs
+    active: Array
+
+
+@dataclass(frozen=True)
+class Journal:
+    """An episode is (task, seed, actions): enough to replay it bit for bit.
+
+    ``actions`` is [t] int64 or [t, a] float32; for a team [t, agents] or [t, agents, a].
+    """
+
+    task: str
+    seed: int
+    actions: Array
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished episode of one slot. ``ret`` is the undiscounted raw return (a team's: mean over its rows);
+    ``success`` is true if the success signal was seen at *any* step (MetaWorld's convention),
+    ``success_last`` if it was seen at the last one; both are None for tasks that report no success."""
+
+    task: int
+    slot: int
+    index: int
+    seed: int
+    ret: float
+    length: int
+    success: bool | None
+    success_last: bool | None
+    terminated: bool
+    journal: Journal
+
+
+class Assignment(NamedTuple):
+    """What a slot plays next: the index of a task and the seed that decides the episode."""
+
+    task: int
+    seed: int
+
+
+class Schedule(Protocol):
+    """Decides which (task, seed) each slot plays as its ``index``-th episode, drawn one episode ahead in slot
+    order by the main process; ``None`` parks the slot (its rows become inactive)."""
+
+    def assign(self, slot: int, index: int) -> Assignment | None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Actor(Protocol):
+    """Turns observations into decisions. Owns its recurrent or search memory; ``obs.first`` clears a row's."""
+
+    def __call__(self, obs: Obs) -> Decision: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Agent(Protocol):
+    """Learns from steps. Built as ``cls(spec, config, seed=..., device=...)`` with ``cls.Config`` its pydantic
+    schema. Owns its memory (rollout, replay) and its clock: ``update`` returns ``{}`` when it is not time.
+
+    State dictionaries are nested dicts/lists of tensors, arrays, numbers, strings, booleans and None: no other
+    objects, so that a checkpoint never needs pickle. All randomness comes from generators that the agent owns
+    and saves, never from the global ones.
+    """
+
+    def actor(self, layout: Layout, *, explore: bool) -> Actor: ...
+    def observe(self, step: Step) -> None: ...
+    def update(self) -> Mapping[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
