@@ -1,0 +1,1 @@
+"""Networks: perception (per group) -> trunk (shared) -> heads (per task)."""

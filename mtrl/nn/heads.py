@@ -1,0 +1,222 @@
+"""Heads: layers with one set of weights per task, action distributions per group, values per task."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from gymnasium.spaces import Discrete
+from torch import Tensor, nn
+
+from mtrl.nn.perception import ACTIVATIONS
+from mtrl.types import Group
+
+
+class TaskRows(NamedTuple):
+    """Rows brought together by task: ``order`` sorts them, ``back`` undoes it (both None if they were sorted already);
+    ``counts[t]`` rows belong to task t."""
+
+    order: Tensor | None
+    back: Tensor | None
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, task: Tensor, num_tasks: int) -> TaskRows:
+        """Sort ``task`` [n] int64 (ids below ``num_tasks``), stably."""
+        counts = tuple(torch.bincount(task, minlength=num_tasks).tolist())
+        if len(counts) > num_tasks:
+            raise IndexError(f"task id {len(counts) - 1} is out of range: the layer has {num_tasks} tasks")
+        if bool((task[1:] >= task[:-1]).all()):
+            return cls(None, None, counts)
+        order = torch.argsort(task, stable=True)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        return cls(order, back, counts)
+
+
+class TaskLinear(nn.Module):
+    """One linear layer per task: weight [T, in, out], bias [T, out].
+
+    Rows of a task are multiplied with its matrix as one contiguous slice; a row never gathers weights of its own.
+    """
+
+    def __init__(self, num_tasks: int, inner: int, outer: int) -> None:
+        super().__init__()
+        self.num_tasks = num_tasks
+        bound = 1 / math.sqrt(inner)  # as nn.Linear
+        self.weight = nn.Parameter(torch.empty(num_tasks, inner, outer).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num_tasks, outer).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+        """Rows x [n, in] of tasks [n] int64 -> [n, out]."""
+        rows = TaskRows.of(task, self.num_tasks)
+        if rows.order is None:
+            return self.sorted(x, rows.counts)
+        return self.sorted(x[rows.order], rows.counts)[rows.back]
+
+    def sorted(self, x: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """As ``forward`` for rows that are sorted by task, ``counts[t]`` of task t."""
+        if len(set(counts)) == 1:  # equal shares: one batched product
+            batch = x.view(self.num_tasks, counts[0], x.shape[1])
+            return torch.baddbmm(self.bias[:, None], batch, self.weight).view(len(x), -1)
+        # unbind: its backward is one stack, where indexing weight[t] would write a full-size gradient per task.
+        parts = zip(x.split(counts), self.weight.unbind(0), self.bias.unbind(0), strict=True)
+        return torch.cat([torch.addmm(bias, part, weight) for part, weight, bias in parts])
+
+
+class TaskMLP(nn.Module):
+    """An MLP per task; rows are sorted once for all layers. The last layer is linear."""
+
+    def __init__(self, num_tasks: int, sizes: tuple[int, ...], activation: str = "tanh") -> None:
+        super().__init__()
+        self.num_tasks = num_tasks
+        self.layers = nn.ModuleList(TaskLinear(num_tasks, a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+        """Rows x [n, sizes[0]] of tasks [n] int64 -> [n, sizes[-1]]."""
+        rows = TaskRows.of(task, self.num_tasks)
+        if rows.order is not None:
+            x = x[rows.order]
+        for i, layer in enumerate(self.layers):
+            x = layer.sorted(self.activation(x) if i else x, rows.counts)  # type: ignore[operator]
+        return x if rows.back is None else x[rows.back]
+
+
+class Distribution(Protocol):
+    """A batch of n action distributions."""
+
+    def sample(self, generator: torch.Generator) -> Tensor: ...
+    def mode(self) -> Tensor: ...
+    def log_prob(self, action: Tensor) -> Tensor: ...
+    def entropy(self) -> Tensor: ...
+
+
+class Categorical:
+    """Discrete actions [n] int64 from logits [n, A]; where ``legal`` [n, A] is false the probability is exactly 0.
+
+    A row without any legal action (a dead one) is treated as if all were legal: its result is masked elsewhere.
+    """
+
+    def __init__(self, logits: Tensor, legal: Tensor | None = None) -> None:
+        if legal is not None:
+            legal = legal | ~legal.any(1, keepdim=True)
+            logits = logits.masked_fill(~legal, -torch.inf)
+        self.log_probs = torch.log_softmax(logits, 1)
+        self.legal = legal
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        # Gumbel-max in exponential form; an illegal action has probability 0 and never wins.
+        noise = torch.empty_like(self.log_probs).exponential_(generator=generator)
+        return (self.log_probs.exp() / noise.clamp_(min=torch.finfo(noise.dtype).tiny)).argmax(1)
+
+    def mode(self) -> Tensor:
+        return self.log_probs.argmax(1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        return self.log_probs.gather(1, action[:, None])[:, 0]
+
+    def entropy(self) -> Tensor:
+        # Illegal entries become 0 * 0: both the value and the gradient stay finite.
+        safe = self.log_probs if self.legal is None else self.log_probs.masked_fill(~self.legal, 0.0)
+        prob = safe.exp() if self.legal is None else safe.exp() * self.legal
+        return -(prob * safe).sum(1)
+
+
+class Gaussian:
+    """Independent normals [n, a] with mean and log standard deviation [n, a]."""
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        self.mean, self.log_std = mean, log_std
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        return self.mean + self.log_std.exp() * torch.empty_like(self.mean).normal_(generator=generator)
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        z = (action - self.mean) * (-self.log_std).exp()
+        return (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(1)
+
+    def entropy(self) -> Tensor:
+        return (self.log_std + 0.5 * (1 + math.log(2 * math.pi))).sum(1)
+
+
+class ActionHead(nn.Module):
+    """Action distribution of one group.
+
+    Discrete: a (masked) categorical. Box: a diagonal Gaussian with a learned, state-independent deviation per task. It
+    lives in units where the bounds are -1 and 1; ``to_env`` clips to them and rescales, and log-probabilities are those
+    of the unclipped sample (as in CleanRL and Stable-Baselines3).
+
+    Args:
+        group: whose actions.
+        inner: width of the features.
+        hidden: layers between features and output.
+        per_task: one set of weights per task of the group, or one for all.
+    """
+
+    low: Tensor
+    high: Tensor
+    local: Tensor
+
+    def __init__(
+        self, group: Group, inner: int, hidden: tuple[int, ...] = (), *, per_task: bool, activation: str = "tanh"
+    ) -> None:
+        super().__init__()
+        self.discrete = isinstance(group.action, Discrete)
+        out = int(group.action.n) if isinstance(group.action, Discrete) else int(np.prod(group.action.shape))
+        heads = len(group.tasks) if per_task else 1
+        self.net = TaskMLP(heads, (inner, *hidden, out), activation)
+        local = torch.zeros(max(group.tasks) + 1, dtype=torch.int64)
+        if per_task:
+            local[list(group.tasks)] = torch.arange(heads)
+        self.register_buffer("local", local, persistent=False)
+        if not isinstance(group.action, Discrete):
+            self.log_std = nn.Parameter(torch.zeros(heads, out))
+            self.register_buffer("low", torch.as_tensor(group.action.low, dtype=torch.float32), persistent=False)
+            self.register_buffer("high", torch.as_tensor(group.action.high, dtype=torch.float32), persistent=False)
+
+    def forward(self, features: Tensor, task: Tensor, legal: Tensor | None = None) -> Categorical | Gaussian:
+        """Features [n, inner], global task ids [n], legal actions [n, A] or None -> n distributions."""
+        head = self.local[task]
+        out = self.net(features, head)
+        return Categorical(out, legal) if self.discrete else Gaussian(out, self.log_std[head])
+
+    def to_env(self, action: Tensor) -> Tensor:
+        """A sample as the environment wants it: ids unchanged, numbers clipped to [-1, 1] and mapped to the bounds."""
+        if self.discrete:
+            return action
+        return self.low + (action.clamp(-1, 1) + 1) * 0.5 * (self.high - self.low)
+
+
+class ValueHead(nn.Module):
+    """Values [n] of any task: one set of weights per task, or one for all."""
+
+    def __init__(
+        self, num_tasks: int, inner: int, hidden: tuple[int, ...] = (), *, per_task: bool, activation: str = "tanh"
+    ) -> None:
+        super().__init__()
+        self.per_task = per_task
+        self.net = TaskMLP(num_tasks if per_task else 1, (inner, *hidden, 1), activation)
+
+    def forward(self, features: Tensor, task: Tensor) -> Tensor:
+        """Features [n, inner], task ids [n] -> values [n]."""
+        return self.net(features, task if self.per_task else torch.zeros_like(task))[:, 0]
+
+
+def orthogonal_(module: nn.Module, gain: float) -> None:
+    """Orthogonal weights of this gain and zero biases in every layer below ``module``, per task in ``TaskLinear``.
+
+    Orthogonal initialisation is detail 2 of https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d | TaskLinear):
+            with torch.no_grad():
+                for weight in part.weight if isinstance(part, TaskLinear) else (part.weight,):
+                    nn.init.orthogonal_(weight, gain)
+                if part.bias is not None:
+                    part.bias.zero_()

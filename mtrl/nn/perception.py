@@ -1,0 +1,230 @@
+"""Perception: one group's leaves to latents of one width, so that every group can share the trunk behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from mtrl.types import Group, Spec
+
+SMALL = 16
+"""Images of at most this height and width are grids of ids (MiniGrid: 7x7); larger ones are pictures."""
+
+
+class PerceptionConfig(BaseModel):
+    """How leaves become latents."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    width: int | None = Field(None, ge=1, description="width of the latents; None: as they come, or the widest group's")
+    vector: tuple[int, ...] = Field((), description="hidden layers on the vector leaf; () leaves it as it is")
+    grid: Literal["onehot", "cast"] = Field("onehot", description="cells of small images: one-hot ids, or raw numbers")
+    planes: tuple[int, ...] = Field(
+        (11, 6, 3), description="ids per channel where the space's bounds do not tell (MiniGrid: object, colour, state)"
+    )
+    channels: tuple[int, ...] = Field(
+        (16, 32, 64), description="2x2 convolutions on small images (MOORE's MiniGrid CNN)"
+    )
+    tokens: Literal["bag", "gru"] = Field(
+        "bag", description="token ids: masked mean of embeddings, or the GRU's end state"
+    )
+    token_width: int = Field(32, ge=1)
+    activation: Literal["relu", "tanh"] = Field("relu", description="between the layers of vector and join")
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+def mlp(sizes: tuple[int, ...], activation: str, *, layer_norm: bool = False, last: bool = True) -> nn.Sequential:
+    """Linear layers ``sizes[0] -> ... -> sizes[-1]``, each with its activation (the last one only if ``last``)."""
+    layers: list[nn.Module] = []
+    for i, (inner, outer) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        layers.append(nn.Linear(inner, outer))
+        if last or i < len(sizes) - 2:
+            layers += [nn.LayerNorm(outer)] if layer_norm else []
+            layers.append(ACTIVATIONS[activation]())
+    return nn.Sequential(*layers)
+
+
+class GridCNN(nn.Module):
+    """2x2 convolutions over a small grid of ids, [n, c, h, w] uint8 -> [n, out]; tanh after the last one.
+
+    The network of MOORE's MiniGrid baselines (https://arxiv.org/abs/2311.11385), with one-hot cells as an option. A
+    2x2 convolution is written as four shifted views and one matrix product: on a CPU that is faster than ``conv2d`` at
+    this size, and one-hots cost nothing to store.
+    """
+
+    def __init__(self, shape: tuple[int, ...], planes: tuple[int, ...] | None, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        c, h, w = shape
+        self.ids: Tensor | None
+        if planes is None:
+            self.ids = None
+            width = c
+        else:
+            self.register_buffer(
+                "ids", torch.cat([torch.arange(p, dtype=torch.uint8) for p in planes]), persistent=False
+            )
+            self.register_buffer(
+                "plane", torch.repeat_interleave(torch.arange(c), torch.tensor(planes)), persistent=False
+            )
+            width = sum(planes)
+        sizes = (width, *channels)
+        self.layers = nn.ModuleList(nn.Linear(4 * a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.out = (h - len(channels)) * (w - len(channels)) * channels[-1]
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = image.permute(0, 2, 3, 1)
+        x = x.float() if self.ids is None else (x[..., self.plane] == self.ids).float()
+        for i, layer in enumerate(self.layers):
+            if i:
+                x = torch.relu(x)
+            top, bottom = x[:, :-1], x[:, 1:]
+            x = layer(torch.cat((top[:, :, :-1], top[:, :, 1:], bottom[:, :, :-1], bottom[:, :, 1:]), -1))
+        return torch.tanh(x.flatten(1))
+
+
+class NatureCNN(nn.Module):
+    """Pictures [n, c, h, w] uint8 -> [n, 512] (Mnih et al. 2015, https://doi.org/10.1038/nature14236)."""
+
+    out = 512
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.Conv2d(shape[0], 32, 8, 4),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, 2),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3),
+            nn.ReLU(),
+        ).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            flat = self.convs(torch.zeros(1, *shape)).numel()
+        self.linear = nn.Linear(flat, self.out)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = image.contiguous(memory_format=torch.channels_last).float() / 255.0
+        return torch.relu(self.linear(self.convs(x).flatten(1)))
+
+
+class Tokens(nn.Module):
+    """Token ids [n, l] int32, 0 = padding -> [n, width]: mean embedding of the real tokens, or a GRU's last state."""
+
+    def __init__(self, vocabulary: int, width: int, kind: Literal["bag", "gru"]) -> None:
+        super().__init__()
+        self.out = width
+        self.embed = nn.Embedding(vocabulary, width, padding_idx=0)
+        self.gru = nn.GRU(width, width, batch_first=True) if kind == "gru" else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tokens = tokens.long()
+        length = (tokens != 0).sum(1)
+        x = self.embed(tokens)
+        if self.gru is None:
+            return x.sum(1) / length.clamp(min=1)[:, None]
+        out = self.gru(x)[0]
+        return out[torch.arange(len(out), device=out.device), (length - 1).clamp(min=0)]
+
+
+class _GroupPerception(nn.Module):
+    """The encoders of one group's leaves and, where the widths must agree, the layer that joins them."""
+
+    def __init__(self, group: Group, config: PerceptionConfig, state: bool) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict()
+        self.natural = 0
+        for leaf, box in group.leaves.items():
+            if leaf in ("legal", "alive") or (leaf == "state" and not state):
+                continue
+            encoder: nn.Module
+            if leaf in ("vector", "state"):
+                size = int(np.prod(box.shape))
+                sizes = (size, *config.vector)
+                encoder, width = mlp(sizes, config.activation), sizes[-1]
+            elif leaf == "image":
+                encoder = _image(group, config)
+                width = int(encoder.out)  # type: ignore[arg-type]
+            else:
+                encoder = Tokens(int(box.high.max()) + 1, config.token_width, config.tokens)
+                width = encoder.out
+            self.encoders[leaf] = encoder
+            self.natural += width
+        if not self.encoders:
+            raise ValueError(f"group {group.name!r} has nothing to perceive: its leaves are {sorted(group.leaves)}")
+        self.join: nn.Module = nn.Identity()
+
+    def forward(self, leaves: Mapping[str, Tensor]) -> Tensor:
+        parts = [encoder(leaves[leaf]) for leaf, encoder in self.encoders.items()]
+        return self.join(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+
+
+class Perception(nn.Module):
+    """Latents of every group.
+
+    Args:
+        spec: its groups' leaves decide the encoders.
+        config: see ``PerceptionConfig``.
+        state: also read a team's global ``state`` (critics do, actors must not).
+
+    Attributes:
+        width: D of the latents, the same for all groups.
+
+    Raises:
+        ValueError: a group that cannot be perceived; the message names it.
+    """
+
+    def __init__(self, spec: Spec, config: PerceptionConfig, *, state: bool = False) -> None:
+        super().__init__()
+        self.groups = nn.ModuleDict({group.name: _GroupPerception(group, config, state) for group in spec.groups})
+        natural = [int(one.natural) for one in self.groups.values()]  # type: ignore[arg-type]
+        self.width = config.width or max(natural)
+        for one in self.groups.values():
+            if one.natural != self.width:
+                one.join = mlp((int(one.natural), self.width), config.activation)  # type: ignore[arg-type]
+
+    def forward(self, leaves: Mapping[str, Tensor], group: str) -> Tensor:
+        """Leaves {leaf: [n, ...]} of one group -> latents [n, width] float32."""
+        return self.groups[group](leaves)
+
+
+def _image(group: Group, config: PerceptionConfig) -> nn.Module:
+    box = group.leaves["image"]
+    c, h, w = box.shape
+    if max(h, w) > SMALL:
+        if min(h, w) < 36:
+            raise ValueError(f"group {group.name!r}: a {h}x{w} picture is too small for the Nature CNN (36x36)")
+        return NatureCNN(box.shape)
+    if min(h, w) <= len(config.channels):
+        raise ValueError(f"group {group.name!r}: {len(config.channels)} 2x2 convolutions need more than a {h}x{w} grid")
+    if config.grid == "cast":
+        return GridCNN(box.shape, None, config.channels)
+    highest = [int(plane.max()) for plane in box.high]
+    planes = tuple(high + 1 for high in highest) if max(highest) < 64 else config.planes
+    if len(planes) != c:
+        raise ValueError(
+            f"group {group.name!r}: its grid has {c} channels, perception.planes names {len(planes)}; "
+            "set planes to the number of ids per channel, or grid='cast'"
+        )
+    return GridCNN(box.shape, planes, config.channels)
+
+
+def to_tensors(leaves: Mapping[str, np.ndarray], device: torch.device | str) -> dict[str, Tensor]:
+    """One group's leaves as tensors on ``device`` (no copy on the CPU)."""
+    return {leaf: torch.as_tensor(array, device=device) for leaf, array in leaves.items()}
+
+
+def flat_width(group: Group) -> int:
+    """Width of the action as a network input: one-hot of a Discrete action, the numbers of a Box action."""
+    return int(getattr(group.action, "n", 0)) or int(np.prod(group.action.shape or (0,)))
+
+
+def flat_action(group: Group, action: Tensor) -> Tensor:
+    """An action [n] int64 or [n, a] float32 as a network input [n, flat_width]."""
+    return action if action.is_floating_point() else F.one_hot(action, flat_width(group)).float()
