@@ -1,1 +1,51 @@
-"""The core of mtrl: contract, vectorized multi-task environments, training loop, evaluation."""
+"""mtrl: multi-task reinforcement learning. Any mix of tasks as one vectorized environment, agents, evaluation.
+
+Public names load on first use, so that ``import mtrl`` costs nothing and worker processes stay small.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtrl.evaluate import evaluate
+    from mtrl.registry import tasks
+    from mtrl.runs import Policy, export, load
+    from mtrl.spaces import make_spec
+    from mtrl.train import train
+    from mtrl.types import Suite, Task
+    from mtrl.vector import MultiTaskVectorEnv
+
+__version__ = version("mtrl-suite")
+
+_HOMES = {
+    "MultiTaskVectorEnv": "mtrl.vector",
+    "Policy": "mtrl.runs",
+    "Suite": "mtrl.types",
+    "Task": "mtrl.types",
+    "evaluate": "mtrl.evaluate",
+    "export": "mtrl.runs",
+    "load": "mtrl.runs",
+    "make_spec": "mtrl.spaces",
+    "tasks": "mtrl.registry",
+    "train": "mtrl.train",
+}
+
+__all__ = [
+    "MultiTaskVectorEnv",
+    "Policy",
+    "Suite",
+    "Task",
+    "evaluate",
+    "export",
+    "load",
+    "make_spec",
+    "tasks",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mtrl' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -170,7 +170,7 @@ def team_codec(task: Task, env: Any) -> Codec:
     pairs = [(env.observation_space(agent), env.action_space(agent)) for agent in agents]
     for agent, pair in zip(agents[1:], pairs[1:], strict=True):
         if pair != pairs[0]:
-            raise SpaceError(f"{task.name}: agents {agents[0]!r} and {agent!r} differ in their spaces; a team shares them")
+            raise SpaceError(f"{task.name}: agents {agents[0]!r} and {agent!r} differ in spaces; a team shares them")
     _, infos = env.reset(seed=0)
     state = getattr(env, "state_space", None)
     if state is not None and not isinstance(state, Box):

@@ -1,0 +1,240 @@
+"""The command line: ``mtrl train | evaluate | list | check | doctor | export``.
+
+Every command is a few lines over the public functions; ``scripts/`` holds the same as plain scripts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mtrl import registry
+
+if TYPE_CHECKING:
+    from mtrl.evaluate import Evaluation
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Multi-task reinforcement learning: train, evaluate, plug in.",
+)
+console = Console()
+
+
+def main() -> None:
+    """Entry point of the ``mtrl`` command."""
+    app()
+
+
+@contextlib.contextmanager
+def _friendly() -> Iterator[None]:
+    """A user's mistake is one clear line and exit status 2; anything else keeps its traceback."""
+    from mtrl.checkpoint import CheckpointError
+    from mtrl.config import ConfigError
+    from mtrl.runs import RunError
+    from mtrl.spaces import SpaceError
+
+    known = (CheckpointError, ConfigError, FloatingPointError, RunError, SpaceError, registry.UnknownNameError)
+    try:
+        yield
+    except known as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def train(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [key=value ...]", help="config file and overrides")
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help="'suite/group' parts joined by '+', as in minigrid/mt3")] = None,
+    agent: Annotated[str | None, typer.Option(help="see: mtrl list agents")] = None,
+    steps: Annotated[int | None, typer.Option(help="environment steps over all tasks")] = None,
+    seed: Annotated[int | None, typer.Option(help="decides everything random")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the run; default runs/AGENT-SUITE-SEED")] = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder, bit for bit")] = None,
+) -> None:
+    """Train an agent. Interrupt it at any time and go on with --resume."""
+    from mtrl import runs
+    from mtrl.config import ConfigError, load_config, parse_config
+    from mtrl.train import train as run
+
+    with _friendly():
+        if resume is not None:
+            if words or suite or agent or seed is not None or out:
+                raise ConfigError("--resume continues a run as it was started: only --steps may be given with it")
+            config = runs.config_of(resume)
+            if steps is not None:
+                config = parse_config({**config.model_dump(mode="json"), "steps": steps})
+            folder = resume
+        else:
+            files = [word for word in words or [] if "=" not in word]
+            if len(files) > 1:
+                raise ConfigError(f"one config file at most, got {', '.join(files)}")
+            overrides = [word for word in words or [] if "=" in word]
+            path = Path(files[0]) if files else None
+            config = load_config(path, overrides, suite=suite, agent=agent, steps=steps, seed=seed)
+            name = f"{config.agent['kind']}-{config.suite}-{config.seed}"
+            folder = out or Path("runs") / name.replace("/", "_").replace("+", "_").replace(":", "_")
+        _choose_gl()
+        summary = run(config, folder, resume=resume is not None)
+    if summary.evaluation is not None:
+        console.print(_results(summary.evaluation))
+        console.print(f"run folder: {folder}")
+    if summary.signal is not None:
+        console.print(f"interrupted at step {summary.steps}; go on with: mtrl train --resume {folder}")
+        raise typer.Exit(128 + summary.signal)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="folder of a run or of an exported policy")],
+    episodes: Annotated[int, typer.Option(min=1, help="seeded episodes per task")] = 50,
+    seed: Annotated[int | None, typer.Option(help="evaluation seed; default: the run's")] = None,
+    step: Annotated[int | None, typer.Option(help="checkpoint; default: the newest")] = None,
+    sampled: Annotated[bool, typer.Option("--sampled", help="sample actions instead of taking the mode")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="worker processes")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print every episode as JSON")] = False,
+    video: Annotated[bool, typer.Option("--video", help="write best and worst episode of each task")] = False,
+) -> None:
+    """Evaluate a trained agent on fresh environments."""
+    from mtrl import runs
+    from mtrl.evaluate import evaluate as play
+
+    with _friendly():
+        if video:
+            _choose_gl()
+        policy = runs.load(run, step)
+        found = play(
+            policy.agent,
+            policy.tasks,
+            spec=policy.spec,
+            episodes=episodes,
+            seed=runs.config_of(run).eval.seed if seed is None else seed,
+            explore=sampled,
+            workers=workers,
+        )
+        if as_json:
+            typer.echo(json.dumps({"step": policy.step, **found.as_dict()}))
+        else:
+            console.print(_results(found))
+        if video:
+            from mtrl.video import record
+
+            for path in record(found, run / runs.VIDEOS, step=policy.step):
+                Console(stderr=True).print(f"wrote {path}")
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(help="suites, agents or tasks")],
+    suite: Annotated[str | None, typer.Argument(help="for tasks: 'suite/group'")] = None,
+) -> None:
+    """List what is installed: suites, agents, or the tasks of a suite's group."""
+    with _friendly():
+        choices = ("suites", "agents", "tasks")
+        if what not in choices:
+            raise registry.UnknownNameError("thing to list", what, choices)
+        table = Table(box=None, header_style="bold")
+        if what == "suites":
+            table.add_column("suite")
+            table.add_column("groups")
+            for name in registry.names(registry.SUITES):
+                groups = registry.suite(name).groups
+                table.add_row(name, ", ".join(groups[:20]) + (f", ... ({len(groups)})" if len(groups) > 20 else ""))
+        elif what == "agents":
+            table.add_column("agent")
+            table.add_column("what it is")
+            for name in registry.names(registry.AGENTS):
+                doc = registry.agent(name).__doc__ or ""
+                table.add_row(name, doc.strip().splitlines()[0] if doc.strip() else "")
+        else:
+            if suite is None:
+                raise registry.UnknownNameError("suite", "", registry.names(registry.SUITES), "as in: list tasks x/y")
+            for column in ("task", "horizon", "rows", "score 0 .. 1", "source"):
+                table.add_column(column)
+            for task in registry.tasks(suite):
+                scale = f"{task.score[0]:g} .. {task.score[1]:g}"
+                table.add_row(task.name, str(task.horizon), str(task.agents), scale, task.score_source)
+        console.print(table)
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(help="'suite/group', also 'module:Attr/group'")],
+    full: Annotated[bool, typer.Option("--full", help="whole episodes and more seeds")] = False,
+) -> None:
+    """Check a suite against the contract and say exactly what is wrong."""
+    from mtrl.testing import check_suite
+
+    with _friendly():
+        source, _, group = name.partition("/")
+        found = registry.suite(source)
+        report = check_suite(found, group or found.groups[0], full=full)
+    console.print(str(report), markup=False, highlight=False)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine: packages, rendering, Weights & Biases, cores, GPU; says what to mend."""
+    from mtrl.doctor import report
+
+    console.print(report(), markup=False, highlight=False)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="folder of a run")],
+    target: Annotated[Path, typer.Argument(help="new folder for the policy")],
+    step: Annotated[int | None, typer.Option(help="checkpoint; default: the newest")] = None,
+) -> None:
+    """Write the policy alone, without optimiser and memory; load it with mtrl.load(TARGET)."""
+    from mtrl import runs
+
+    with _friendly():
+        console.print(f"wrote {runs.export(run, target, step)}")
+
+
+def _results(evaluation: Evaluation) -> Table:
+    from mtrl.evaluate import table as rows
+
+    table = Table(title="evaluation", header_style="bold")
+    table.add_column("task")
+    for column in ("episodes", "return", "score", "success"):
+        table.add_column(column, justify="right")
+    entries = rows(evaluation)
+    for row in entries:
+        success = "-" if row["success"] is None else f"{100 * row['success']:.1f} %"
+        table.add_row(row["task"], str(row["episodes"]), f"{row['return']:.3f}", f"{row['score']:.3f}", success)
+    if len(entries) > 1:
+        known: list[Any] = [row["success"] for row in entries if row["success"] is not None]
+        success = f"{100 * sum(known) / len(known):.1f} %" if known else "-"
+        score = sum(row["score"] for row in entries) / len(entries)
+        table.add_section()
+        table.add_row("mean over tasks", "", "", f"{score:.3f}", success)
+    return table
+
+
+def _choose_gl() -> None:
+    """MuJoCo picks its GL backend when it is imported, so it is chosen here, before any suite is."""
+    if "MUJOCO_GL" not in os.environ and "mujoco" not in sys.modules and not os.environ.get("DISPLAY"):
+        from mtrl.doctor import choose_gl
+
+        backend = choose_gl()
+        if backend is not None:
+            os.environ["MUJOCO_GL"] = backend
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The schema of a run: defaults <- YAML file <- ``key=value`` overrides, checked before anything starts.
+
+A misspelt key names its path and the nearest valid key. The agent's part is checked against the agent's own
+``Config``: ``agent: ppo`` is short for ``agent: {kind: ppo}``; every other key under ``agent`` is an option.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+
+from mtrl import registry
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names each place and the nearest valid choice."""
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, values are fixed once made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EvalConfig(Strict):
+    """When and how the agent is evaluated during training, on environments of its own."""
+
+    every: PositiveInt | None = Field(None, description="environment steps between evaluations; null: only at the end")
+    episodes: PositiveInt = Field(20, description="seeded episodes per task")
+    seed: int = Field(1_000_003, description="decides the evaluation episodes; the same for every agent and run")
+    stochastic: bool = Field(False, description="also evaluate sampled actions, beside the greedy ones")
+
+
+class CheckpointConfig(Strict):
+    """When the run is saved. An interrupt (SIGINT, SIGTERM) saves as well."""
+
+    every: PositiveInt = Field(100_000, description="environment steps between checkpoints")
+    keep: PositiveInt = Field(2, description="newest checkpoints kept")
+
+
+class LogConfig(Strict):
+    """What is recorded. ``metrics.jsonl`` is always written: it is the truth that the others mirror."""
+
+    every: PositiveInt = Field(5_000, description="environment steps between records")
+    window: PositiveInt = Field(50, description="latest training episodes per task that the charts average")
+    terminal: bool = True
+    wandb: Literal["auto", "online", "offline", "off"] = Field(
+        "auto", description="auto: online if logged in, offline otherwise"
+    )
+    project: str = "mtrl"
+    tensorboard: bool = False
+    tags: tuple[str, ...] = ()
+
+
+class RunConfig(Strict):
+    """Everything that decides a run."""
+
+    suite: str = Field(description="'suite/group' parts joined by '+', as in 'minigrid/mt3'")
+    agent: dict[str, Any] = Field(default={"kind": "ppo"}, validate_default=True)
+    steps: PositiveInt = Field(600_000, description="environment steps over all tasks; a team's step counts once")
+    seed: int = Field(0, ge=0)
+    copies: PositiveInt | tuple[PositiveInt, ...] = Field(1, description="environments per task, or one number a task")
+    workers: int | Literal["auto"] = Field("auto", description="processes that step environments; 0: in this process")
+    threads: int = Field(0, ge=0, description="torch threads; 0: as many as cores")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @field_validator("agent", mode="before")
+    @classmethod
+    def _agent_options(cls, value: Any) -> dict[str, Any]:
+        options = {"kind": value} if isinstance(value, str) else dict(value)
+        kind = options.pop("kind", None)
+        if not isinstance(kind, str):
+            raise ValueError(f"agent needs a kind, one of {', '.join(registry.names(registry.AGENTS))}")
+        made = agent_schema(kind).model_validate(options)  # errors keep their own paths below agent
+        return {"kind": kind, **made.model_dump(mode="json")}
+
+    def agent_config(self) -> BaseModel:
+        """The agent's own validated ``Config``."""
+        options = {key: value for key, value in self.agent.items() if key != "kind"}
+        return agent_schema(self.agent["kind"]).model_validate(options)
+
+
+def agent_schema(kind: str) -> type[BaseModel]:
+    """The ``Config`` of the agent called ``kind``."""
+    return registry.agent(kind).Config
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags: Any) -> RunConfig:
+    """Merge a YAML file, then ``flags`` that are not None, then ``a.b=c`` overrides, and check the result.
+
+    Raises:
+        ConfigError: unreadable file, malformed override, unknown key, wrong type or unknown name.
+    """
+    parts: list[Any] = []
+    if path is not None:
+        if not path.is_file():
+            near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+            match = difflib.get_close_matches(path.name, near, n=1, cutoff=0.3)
+            raise ConfigError(f"no config file {str(path)!r}" + (f"; did you mean {match[0]!r}?" if match else ""))
+        try:
+            parts.append(OmegaConf.load(path))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"{path}: {error}") from None
+    for text in overrides:
+        if "=" not in text:
+            raise ConfigError(f"override {text!r} is not of the form key=value")
+    given = {key: value for key, value in flags.items() if value is not None}
+    try:
+        merged = _merge([*parts, OmegaConf.create(given), OmegaConf.from_dotlist(list(overrides))])
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    return parse_config(merged)
+
+
+def parse_config(raw: Mapping[str, Any]) -> RunConfig:
+    """A checked ``RunConfig`` from plain data; raises ``ConfigError``."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, raw)) from None
+    except registry.UnknownNameError as error:
+        raise ConfigError(f"agent.kind: {error}") from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML of the whole configuration, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _merge(parts: Sequence[Any]) -> dict[str, Any]:
+    # `agent: ppo` and `agent.lr=1` must merge, so the short form is spelt out first. Naming another agent than the
+    # file does drops the file's options: they belong to the other agent.
+    merged: dict[str, Any] = {}
+    for part in parts:
+        plain = OmegaConf.to_container(part, resolve=True)
+        if not isinstance(plain, dict):
+            raise ConfigError("a config is a mapping of keys to values")
+        items: dict[str, Any] = {str(key): value for key, value in plain.items()}
+        if isinstance(items.get("agent"), str):
+            items["agent"] = {"kind": items["agent"]}
+        old, new = merged.get("agent"), items.get("agent")
+        if isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) != old.get("kind"):
+            merged.pop("agent")
+        merged = OmegaConf.to_container(OmegaConf.merge(merged, items))  # type: ignore[assignment]
+    return merged
+
+
+def _explain(error: ValidationError, raw: Mapping[str, Any]) -> str:
+    schema: type[BaseModel] = RunConfig
+    prefix = ""
+    if error.title != RunConfig.__name__:  # raised by the agent's own schema inside our validator
+        agent = raw.get("agent", {})
+        schema, prefix = agent_schema(agent if isinstance(agent, str) else agent["kind"]), "agent."
+    lines = []
+    for item in error.errors():
+        place = prefix + ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            fields = _fields_at(schema, item["loc"][:-1])
+            near = registry.nearest(str(item["loc"][-1]), fields)
+            hint = f"; did you mean {near!r}?" if near else ""
+            lines.append(f"{place}: unknown key{hint} (valid: {', '.join(sorted(fields))})")
+        else:
+            lines.append(f"{place}: {item['msg']}" + (f", got {item['input']!r}" if item["type"] != "missing" else ""))
+    return "; ".join(lines)
+
+
+def _fields_at(schema: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
+    for part in loc:
+        field = schema.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        schema = inner
+    return list(schema.model_fields)

@@ -1,0 +1,150 @@
+"""A run's folder, and a trained policy in two lines.
+
+::
+
+    runs/x/config.yaml            the whole configuration
+    runs/x/metrics.jsonl          every record (the truth)
+    runs/x/checkpoints/step-N/    tensors (safetensors), plain state (JSON), manifest with hashes
+    runs/x/summary.json           final evaluation with every episode, versions, time
+    runs/x/videos/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtrl import checkpoint, registry
+from mtrl.config import ConfigError, RunConfig, dump_config, load_config
+from mtrl.spaces import Codec, codec, make_spec
+from mtrl.types import Agent, Layout, Obs, Spec, Task
+
+CONFIG, METRICS, SUMMARY, CHECKPOINTS, VIDEOS = "config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "videos"
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be used as asked; the message says what to do."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file atomically: readers see the old or the new content, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".tmp")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def start(out: Path, config: RunConfig) -> None:
+    """Make a new run folder; refuses one that already holds a run."""
+    if (out / CONFIG).exists():
+        raise RunError(f"{out} already holds a run: resume it (mtrl train --resume {out}) or choose another --out")
+    write_text(out / CONFIG, dump_config(config))
+
+
+def config_of(out: Path) -> RunConfig:
+    """The configuration that a run was started with."""
+    if not (out / CONFIG).is_file():
+        near = registry.nearest(out.name, [p.parent.name for p in out.parent.glob(f"*/{CONFIG}")])
+        raise RunError(f"{out} holds no run (no {CONFIG})" + (f"; did you mean {out.parent / near}?" if near else ""))
+    return load_config(out / CONFIG)
+
+
+def device_of(config: RunConfig) -> str:
+    """``auto`` is CUDA when there is one; asking for a missing one is an error."""
+    import torch
+
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch finds no CUDA device; use auto or cpu")
+    return config.device
+
+
+def make_agent(config: RunConfig, spec: Spec) -> Agent:
+    """A fresh agent for the tasks of ``spec``."""
+    made = registry.agent(config.agent["kind"])
+    return made(spec, config.agent_config(), seed=config.seed, device=device_of(config))
+
+
+@dataclass
+class Policy:
+    """A trained agent that acts on raw observations of single environments, for use outside the suite."""
+
+    agent: Agent
+    spec: Spec
+    codecs: tuple[Codec, ...]
+    tasks: tuple[Task, ...]
+    step: int
+
+    def act(self, observation: Any, task: str | None = None, info: Mapping[str, Any] | None = None) -> Any:
+        """The greedy action for one raw observation of ``task``, in the task's own action space.
+
+        Args:
+            observation: what the task's environment returned.
+            task: its name; may be left out if the policy knows only one task.
+            info: the environment's info, needed where legal actions arrive there.
+
+        Raises:
+            UnknownNameError: no such task.
+            TypeError: the agent has memory, which one observation cannot carry; use ``agent.actor`` instead.
+        """
+        names = [one.name for one in self.spec.tasks]
+        if task is None and len(names) == 1:
+            task = names[0]
+        if task not in names:
+            raise registry.UnknownNameError("task", str(task), names)
+        index = names.index(task)
+        if getattr(self.agent, "recurrent", False):
+            raise TypeError("this agent has memory: step agent.actor(layout, explore=False) through the episode")
+        group = self.spec.group(self.spec.tasks[index].group)
+        leaves = {name: np.zeros((1, *box.shape), box.dtype) for name, box in group.leaves.items()}
+        self.codecs[index].write(observation, info or {}, leaves, 0)
+        layout = Layout({group.name: slice(0, 1)}, 1)
+        actor = self.agent.actor(layout, explore=False)
+        return actor(Obs({group.name: leaves}, np.array([index]), np.array([True]))).action[group.name][0]
+
+
+def load(out: str | Path, step: int | None = None) -> Policy:
+    """The policy of a run folder or of an exported one, at its newest checkpoint or at ``step``.
+
+    ::
+
+        policy = mtrl.load("runs/x")
+        action = policy.act(observation, "minigrid/LavaGapS7")
+    """
+    out = Path(out)
+    config = config_of(out)
+    tasks = registry.tasks(config.suite)
+    codecs = tuple(codec(task) for task in tasks)
+    spec = make_spec(tasks, codecs)
+    saved = checkpoint.load(out / CHECKPOINTS, step)
+    agent = make_agent(config, spec)
+    agent.load_policy(saved.state["agent"]["policy"])
+    return Policy(agent, spec, codecs, tasks, saved.step)
+
+
+def export(out: str | Path, target: str | Path, step: int | None = None) -> Path:
+    """Write only what acting needs (no optimiser, no replay) to ``target``, a folder that ``load`` reads."""
+    out, target = Path(out), Path(target)
+    config = config_of(out)
+    if (target / CONFIG).exists():
+        raise RunError(f"{target} already holds a run or a policy; choose another folder")
+    saved = checkpoint.load(out / CHECKPOINTS, step)
+    write_text(target / CONFIG, dump_config(config))
+    policy = {"agent": {"policy": saved.state["agent"]["policy"]}}
+    checkpoint.save(target / CHECKPOINTS, saved.step, policy, {**saved.meta, "exported": True})
+    return target
+
+
+def write_summary(out: Path, summary: Mapping[str, Any]) -> None:
+    """``summary.json``, atomically."""
+    write_text(out / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")

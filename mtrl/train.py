@@ -1,0 +1,188 @@
+"""The training loop: one for every agent, every suite and every backend.
+
+The agent learns while the environments move. Since ``update`` sees the data up to the previous step only, a run is
+bit-identical wherever its environments live, and a run that was interrupted at a checkpoint and resumed ends with
+the same parameters, records and evaluation as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtrl import checkpoint, registry, runs
+from mtrl.config import RunConfig, dump_config
+from mtrl.evaluate import Evaluation, evaluate
+from mtrl.log import Logger
+from mtrl.monitor import Monitor
+from mtrl.spaces import make_spec
+from mtrl.types import Agent, Spec, Task
+from mtrl.vector import MultiTaskVectorEnv
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended. ``signal`` is the number of the signal that interrupted it, or None when it is complete."""
+
+    out: Path
+    steps: int
+    evaluation: Evaluation | None
+    signal: int | None
+    seconds: float
+
+
+def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
+    """Train an agent until ``config.steps`` environment steps; write everything to the folder ``out``.
+
+    Args:
+        config: what to run.
+        out: the run's folder; must not hold a run, unless ``resume``.
+        resume: go on from the newest intact checkpoint in ``out``.
+
+    Raises:
+        RunError: ``out`` already holds a run.
+        FloatingPointError: a loss or parameter is not finite; names tensor, task and step. The last good
+            checkpoint stays.
+    """
+    if not resume:
+        runs.start(out, config)
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    tasks = registry.tasks(config.suite)
+    spec = make_spec(tasks)
+    agent = runs.make_agent(config, spec)
+    saved = checkpoint.load(out / runs.CHECKPOINTS) if resume and (out / runs.CHECKPOINTS).exists() else None
+    copies = config.copies if isinstance(config.copies, int) else list(config.copies)
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        logger = stack.enter_context(_logger(config, out, spec, saved.step if saved else None))
+        slots = sum(copies) if isinstance(copies, list) else copies * len(tasks)
+        envs = MultiTaskVectorEnv(tasks, copies, seed=config.seed, workers=_workers(config, slots), spec=spec)
+        stack.callback(envs.close)
+        actor = agent.actor(envs.layout, explore=True)
+        monitor = Monitor(spec, config.log.window)
+        parts: dict[str, Any] = {"agent": agent, "actor": actor, "envs": envs, "monitor": monitor}
+        step = 0
+        if saved is None:
+            envs.reset(seed=config.seed)
+        else:
+            step = saved.step
+            for name, part in parts.items():
+                part.load_state_dict(saved.state[name])
+            logger.notice(f"resumed at step {step}")
+
+        def save() -> None:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            meta = {"config": config.model_dump(mode="json"), "versions": checkpoint.versions()}
+            checkpoint.save(out / runs.CHECKPOINTS, step, state, meta, keep=config.checkpoint.keep)
+
+        interrupted = stack.enter_context(_signals())
+        clock = time.monotonic()
+        logged, evaluation = step, None
+        while step < config.steps and not interrupted:
+            decision = actor(envs.obs)
+            envs.step_async(decision.action)
+            try:
+                monitor.update(agent.update())
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{error}, at environment step {step}; {_last_good(out)}") from error
+            transition, _ = envs.step_wait(decision)
+            agent.observe(transition)
+            before, step = step, step + slots
+            for episode in envs.episodes:
+                monitor.episode(episode)
+                logger.episode(tasks[episode.task].name, episode, step, tasks[episode.task].normalise(episode.ret))
+            if _due(before, step, config.log.every) or step >= config.steps:
+                metrics = monitor.flush()
+                metrics["time/SPS"] = (step - logged) / max(time.monotonic() - clock, 1e-9)
+                logger.log(metrics, step)
+                logged, clock = step, time.monotonic()
+            if config.eval.every and _due(before, step, config.eval.every) and step < config.steps:
+                _evaluate(config, agent, tasks, spec, logger, step)
+            if _due(before, step, config.checkpoint.every) and step < config.steps:
+                save()
+        save()
+        if step >= config.steps:
+            evaluation = _evaluate(config, agent, tasks, spec, logger, step)
+            summary = {"steps": step, "versions": checkpoint.versions(), "evaluation": evaluation.as_dict()}
+            runs.write_summary(out, {**summary, "seconds": time.monotonic() - started})
+            logger.summary(evaluation.metrics())
+        received = interrupted[0] if interrupted and evaluation is None else None
+        logger.close("finished" if received is None else "interrupted")
+    return Summary(out, step, evaluation, received, time.monotonic() - started)
+
+
+def _evaluate(
+    config: RunConfig, agent: Agent, tasks: Sequence[Task], spec: Spec, logger: Logger, step: int
+) -> Evaluation:
+    settings = {"spec": spec, "episodes": config.eval.episodes, "seed": config.eval.seed}
+    greedy = evaluate(agent, tasks, **settings)
+    metrics = greedy.metrics()
+    if config.eval.stochastic:
+        metrics |= evaluate(agent, tasks, explore=True, **settings).metrics()
+    logger.evaluation(metrics, step)
+    return greedy
+
+
+def _due(before: int, now: int, every: int) -> bool:
+    """Whether a multiple of ``every`` lies in (before, now]: a clock without state has none to lose."""
+    return now // every > before // every
+
+
+def _workers(config: RunConfig, slots: int) -> int:
+    if config.workers != "auto":
+        return config.workers
+    cores = os.cpu_count() or 1
+    return min(cores, slots) if cores > 1 and slots > 1 else 0
+
+
+def _last_good(out: Path) -> str:
+    found = sorted((out / runs.CHECKPOINTS).glob("step-*"), key=lambda path: path.stat().st_mtime)
+    return f"last good checkpoint: {found[-1]}" if found else "there is no checkpoint yet"
+
+
+def _logger(config: RunConfig, out: Path, spec: Spec, resume_at: int | None) -> Logger:
+    log = config.log
+    wanted = {"jsonl": True, "terminal": log.terminal, "wandb": log.wandb != "off", "tensorboard": log.tensorboard}
+    plain: Mapping[str, Any] = {**config.model_dump(mode="json"), "config": dump_config(config)}
+    return Logger(
+        out,
+        config=plain,
+        total_steps=config.steps,
+        sinks=[name for name, on in wanted.items() if on],
+        wandb_mode=log.wandb,
+        project=log.project,
+        group=f"{config.agent['kind']} {config.suite}",
+        tags=log.tags,
+        tasks=[task.name for task in spec.tasks],
+        resume_at=resume_at,
+    )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying from them; a second one interrupts at once."""
+    received: list[int] = []
+
+    def handle(number: int, _: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may set handlers
+        return
+    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
