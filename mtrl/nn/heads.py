@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple, Protocol
 
@@ -72,7 +73,7 @@ class TaskMLP(nn.Module):
     def __init__(self, num_tasks: int, sizes: tuple[int, ...], activation: str = "tanh") -> None:
         super().__init__()
         self.num_tasks = num_tasks
-        self.layers = nn.ModuleList(TaskLinear(num_tasks, a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(TaskLinear(num_tasks, a, b) for a, b in itertools.pairwise(sizes))
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor, task: Tensor) -> Tensor:

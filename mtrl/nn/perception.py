@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Literal
 
@@ -44,7 +45,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 def mlp(sizes: tuple[int, ...], activation: str, *, layer_norm: bool = False, last: bool = True) -> nn.Sequential:
     """Linear layers ``sizes[0] -> ... -> sizes[-1]``, each with its activation (the last one only if ``last``)."""
     layers: list[nn.Module] = []
-    for i, (inner, outer) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (inner, outer) in enumerate(itertools.pairwise(sizes)):
         layers.append(nn.Linear(inner, outer))
         if last or i < len(sizes) - 2:
             layers += [nn.LayerNorm(outer)] if layer_norm else []
@@ -76,7 +77,7 @@ class GridCNN(nn.Module):
             )
             width = sum(planes)
         sizes = (width, *channels)
-        self.layers = nn.ModuleList(nn.Linear(4 * a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(4 * a, b) for a, b in itertools.pairwise(sizes))
         self.out = (h - len(channels)) * (w - len(channels)) * channels[-1]
 
     def forward(self, image: Tensor) -> Tensor:
