@@ -103,7 +103,7 @@ class Policy:
         if task not in names:
             raise registry.UnknownNameError("task", str(task), names)
         index = names.index(task)
-        if getattr(self.agent, "recurrent", False):
+        if self.agent.recurrent:
             raise TypeError("this agent has memory: step agent.actor(layout, explore=False) through the episode")
         group = self.spec.group(self.spec.tasks[index].group)
         leaves = {name: np.zeros((1, *box.shape), box.dtype) for name, box in group.leaves.items()}

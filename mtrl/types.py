@@ -225,12 +225,19 @@ class Agent(Protocol):
     schema. Owns its memory (rollout, replay) and its clock: ``update`` returns ``{}`` when it is not time.
 
     State dictionaries are nested dicts/lists of tensors, arrays, numbers, strings, booleans and None: no other
-    objects, so that a checkpoint never needs pickle. All randomness comes from generators that the agent owns
-    and saves, never from the global ones.
+    objects, so that a checkpoint never needs pickle. ``state_dict()["policy"]`` is all that acting needs (no
+    optimiser, no memory); ``load_policy`` takes that part alone. All randomness comes from generators that the
+    agent owns and saves, never from the global ones; every actor has a generator of its own, seeded from the
+    agent's seed, so that evaluating does not disturb training.
+
+    ``recurrent`` says whether actors carry memory from step to step.
     """
+
+    recurrent: bool
 
     def actor(self, layout: Layout, *, explore: bool) -> Actor: ...
     def observe(self, step: Step) -> None: ...
     def update(self) -> Mapping[str, float]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_policy(self, state: Mapping[str, Any]) -> None: ...
