@@ -33,7 +33,7 @@ class Build(Protocol):
     function or a ``functools.partial`` of one.
     """
 
-    def __call__(self, **render: Any) -> Any: ...
+    def __call__(self, *args: Any, **render: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
