@@ -1,0 +1,203 @@
+"""Replay memory for off-policy agents: one ring buffer per task, drawn from in equal shares.
+
+Equal shares per task (not per transition) keep a task with long episodes, many copies or a big team from crowding
+the others out of the batch. Rewards are stored raw: an agent that rescales them does so when a batch is drawn, so
+that old transitions follow the current scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+from gymnasium.spaces import Discrete
+
+from mtrl.types import Array, Group, Spec, Step
+
+
+class Batch(NamedTuple):
+    """Transitions of one group: B of each of its K tasks, [K, B, ...], sorted by task id.
+
+    ``task`` [K] int64; ``obs`` and ``next`` {leaf: [K, B, ...]} in the leaves' dtypes; ``action`` [K, B, a] float32
+    (Box) or [K, B] int64 (Discrete); ``reward`` [K, B] float32, raw; ``terminated`` [K, B] bool. A truncated
+    transition is not terminated: its target bootstraps from ``next``, which is the true successor.
+    """
+
+    task: Array
+    obs: dict[str, Array]
+    action: Array
+    reward: Array
+    terminated: Array
+    next: dict[str, Array]
+
+
+class Replay:
+    """Ring buffers of all tasks of a spec.
+
+    Memory is reserved, not filled, at construction: pages come into being when transitions are written, so a large
+    capacity costs nothing until it is used.
+
+    Args:
+        spec: tasks and groups.
+        capacity: transitions kept per task.
+        seed: of the buffer's own generator, which draws the batches.
+
+    Attributes:
+        nbytes: memory that the buffer takes once every task has filled its share.
+
+    Raises:
+        MemoryError: a full buffer would not fit into this machine's memory.
+    """
+
+    def __init__(self, spec: Spec, capacity: int, *, seed: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"replay capacity must be at least 1 transition per task, got {capacity}")
+        self.spec = spec
+        self.capacity = capacity
+        self._rng = np.random.default_rng(seed)
+        layouts = {group.name: _fields(group) for group in spec.groups}
+        per_task = {
+            name: capacity * sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in fields.values())
+            for name, fields in layouts.items()
+        }
+        self.nbytes = sum(per_task[group.name] * len(group.tasks) for group in spec.groups)
+        memory = psutil.virtual_memory().total
+        if self.nbytes > memory:
+            raise MemoryError(
+                f"a full replay of {capacity:,} transitions for each of {len(spec.tasks)} tasks takes "
+                f"{self.nbytes / 2**30:.1f} GiB and this machine has {memory / 2**30:.1f} GiB: "
+                f"lower the capacity to {int(capacity * 0.8 * memory / self.nbytes):,} or less"
+            )
+        self._rings = {group.name: _Ring(group, capacity, layouts[group.name]) for group in spec.groups}
+
+    @property
+    def sizes(self) -> Array:
+        """[T] int64: transitions held of each task."""
+        sizes = np.zeros(len(self.spec.tasks), np.int64)
+        for ring in self._rings.values():
+            sizes[ring.tasks] = ring.sizes
+        return sizes
+
+    def add(self, step: Step) -> None:
+        """Store the transitions of all rows that are active and, in a team, alive."""
+        start = 0
+        for group in self.spec.groups:
+            if group.name in step.obs.leaves:
+                count = len(step.decision.action[group.name])
+                self._rings[group.name].add(step, slice(start, start + count))
+                start += count
+
+    def sample(self, per_task: int) -> dict[str, Batch]:
+        """Draw ``per_task`` transitions with replacement from every task that holds any; {group name: batch}.
+
+        The arrays are reused: they are valid until the next call.
+        """
+        return {name: ring.sample(per_task, self._rng) for name, ring in self._rings.items() if ring.sizes.any()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The filled part of every ring. Like torch's, it holds references: write it away before the next ``add``."""
+        return {
+            "rng": self._rng.bit_generator.state,
+            "rings": {name: ring.state_dict() for name, ring in self._rings.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the saved buffer would have; ValueError if its capacity was another."""
+        self._rng.bit_generator.state = state["rng"]
+        for name, ring in self._rings.items():
+            ring.load_state_dict(state["rings"][name])
+
+
+class _Ring:
+    """One group's transitions, one array per field; row ``k * capacity + i`` is the i-th place of its k-th task."""
+
+    def __init__(self, group: Group, capacity: int, fields: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
+        self.name = group.name
+        self.leaves = tuple(group.leaves)
+        self.tasks = np.asarray(group.tasks, np.int64)
+        self.capacity = capacity
+        # Task ids of a group are ascending but need not be adjacent.
+        self._local = np.full(int(self.tasks.max()) + 1, -1, np.int64)
+        self._local[self.tasks] = np.arange(len(self.tasks))
+        self._data = {
+            name: np.empty((len(self.tasks) * capacity, *shape), dtype) for name, (shape, dtype) in fields.items()
+        }
+        self._head = np.zeros(len(self.tasks), np.int64)
+        self.sizes = np.zeros(len(self.tasks), np.int64)
+        self._drawn: dict[str, Array] = {}
+
+    def add(self, step: Step, rows: slice) -> None:
+        leaves = step.obs.leaves[self.name]
+        keep = step.active[rows]
+        if "alive" in leaves:
+            keep = keep & leaves["alive"]
+        keep = np.flatnonzero(keep)
+        local = self._local[step.obs.task[rows][keep]]
+        # Rows of one task take consecutive places, in row order: place = head + rank among the task's rows.
+        order = np.argsort(local, kind="stable")
+        keep, local = keep[order], local[order]
+        counts = np.bincount(local, minlength=len(self.tasks))
+        rank = np.arange(len(local)) - (np.cumsum(counts) - counts)[local]
+        place = local * self.capacity + (self._head[local] + rank) % self.capacity
+        for leaf in self.leaves:
+            self._data[f"obs.{leaf}"][place] = leaves[leaf][keep]
+            self._data[f"next.{leaf}"][place] = step.next.leaves[self.name][leaf][keep]
+        self._data["action"][place] = step.decision.action[self.name][keep]
+        self._data["reward"][place] = step.reward[rows][keep]
+        self._data["terminated"][place] = step.terminated[rows][keep]
+        self._head = (self._head + counts) % self.capacity
+        self.sizes = np.minimum(self.sizes + counts, self.capacity)
+
+    def sample(self, per_task: int, rng: np.random.Generator) -> Batch:
+        filled = np.flatnonzero(self.sizes)
+        index = rng.integers(0, self.sizes[filled, None], (len(filled), per_task))
+        index += filled[:, None] * self.capacity
+        drawn = {}
+        for name, data in self._data.items():
+            shape = (*index.shape, *data.shape[1:])
+            if name not in self._drawn or self._drawn[name].shape != shape:
+                self._drawn[name] = np.empty(shape, data.dtype)
+            # mode="clip" because numpy buffers the output in the default mode; the indices are in range.
+            drawn[name] = np.take(data, index, axis=0, out=self._drawn[name], mode="clip")
+        return Batch(
+            self.tasks[filled],
+            {leaf: drawn[f"obs.{leaf}"] for leaf in self.leaves},
+            drawn["action"],
+            drawn["reward"],
+            drawn["terminated"],
+            {leaf: drawn[f"next.{leaf}"] for leaf in self.leaves},
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        data = [
+            {name: array[k * self.capacity : k * self.capacity + size] for name, array in self._data.items()}
+            for k, size in enumerate(self.sizes.tolist())
+        ]
+        return {"capacity": self.capacity, "head": self._head.tolist(), "data": data}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state["capacity"] != self.capacity:
+            raise ValueError(f"group {self.name!r}: saved with capacity {state['capacity']:,}, not {self.capacity:,}")
+        sizes = [len(fields["reward"]) for fields in state["data"]]
+        for k, (size, fields) in enumerate(zip(sizes, state["data"], strict=True)):
+            for name, array in self._data.items():
+                array[k * self.capacity : k * self.capacity + size] = fields[name]
+        self._head[:] = state["head"]
+        self.sizes[:] = sizes
+
+
+def _fields(group: Group) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Name -> (shape, dtype) of everything that one transition of the group stores."""
+    fields: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+    for part in ("obs", "next"):
+        for leaf, box in group.leaves.items():
+            fields[f"{part}.{leaf}"] = (tuple(box.shape), np.dtype(box.dtype))
+    action = group.action
+    fields["action"] = (
+        ((), np.dtype(np.int64)) if isinstance(action, Discrete) else (action.shape, np.dtype(np.float32))
+    )
+    fields["reward"] = ((), np.dtype(np.float32))
+    fields["terminated"] = ((), np.dtype(np.bool_))
+    return fields
