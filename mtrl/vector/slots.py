@@ -1,0 +1,352 @@
+"""Slots: one environment instance each, with autoreset, truncation, teams and errors that name the place.
+
+A slot reads actions from, and writes everything it learns into, the arrays of a ``Buffers``; where that memory
+lives is the backend's business. So the very same code runs in the training process and in workers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mtrl.spaces import Codec
+from mtrl.types import Array, Group, Task
+
+PARKED = -1
+_ALIGN = 64  # bytes; arrays start on cache lines of their own
+_COST_MEMORY = 0.98  # of the moving average of step times: about the last 50 steps
+
+
+class EnvironmentFailedError(RuntimeError):
+    """An environment raised, or the worker that held it died; the message names task, slot, seed and step."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a slot's rows lie: ``rows`` in the vector, ``local`` inside the arrays of its group."""
+
+    slot: int
+    group: str
+    agents: int
+    rows: slice
+    local: slice
+
+
+@dataclass(frozen=True)
+class Program:
+    """All that a process needs to run slots: tasks and codecs by task id, places by slot, the groups in use."""
+
+    tasks: Mapping[int, Task]
+    codecs: Mapping[int, Codec]
+    places: tuple[Place, ...]
+    groups: tuple[Group, ...]
+
+    def group_rows(self, group: str) -> int:
+        return sum(place.agents for place in self.places if place.group == group)
+
+
+def action_array(group: Group) -> tuple[tuple[int, ...], type[np.generic]]:
+    """(shape without the row axis, dtype) of a group's action array."""
+    return (group.action.shape, np.float32) if group.action.shape else ((), np.int64)
+
+
+class Buffers:
+    """Named arrays over one block of memory.
+
+    Per group: ``action`` [n_g] or [n_g, a]; ``obs`` the current leaves [n_g, ...]; ``final`` the successors of
+    ended episodes, valid in rows whose slot ended at the last step. Per row: ``reward`` float64, ``success``.
+    Per slot: ``terminated``, ``truncated``, ``reported`` (the task has a success signal), ``next_task`` and
+    ``next_seed`` (what follows when the episode ends; ``PARKED`` for nothing), ``cost`` (seconds per step).
+    """
+
+    def __init__(self, program: Program, memory: Any = None) -> None:
+        fields: dict[tuple[str, ...], tuple[tuple[int, ...], Any]] = {}
+        for group in program.groups:
+            n = program.group_rows(group.name)
+            shape, dtype = action_array(group)
+            fields["action", group.name] = ((n, *shape), dtype)
+            for leaf, box in group.leaves.items():
+                fields["obs", group.name, leaf] = ((n, *box.shape), box.dtype)
+                fields["final", group.name, leaf] = ((n, *box.shape), box.dtype)
+        rows, slots = sum(place.agents for place in program.places), len(program.places)
+        fields["reward",], fields["success",] = ((rows,), np.float64), ((rows,), np.bool_)
+        for name in ("terminated", "truncated", "reported"):
+            fields[name,] = ((slots,), np.bool_)
+        for name in ("next_task", "next_seed"):
+            fields[name,] = ((slots,), np.int64)
+        fields["cost",] = ((slots,), np.float64)
+
+        offsets, self.size = [], 0
+        for shape, dtype in fields.values():
+            offsets.append(self.size)
+            size = math.prod(shape) * np.dtype(dtype).itemsize
+            self.size += -(-size // _ALIGN) * _ALIGN
+        block = np.zeros(self.size, np.uint8) if memory is None else np.frombuffer(memory, np.uint8, self.size)
+        arrays = {
+            key: block[offset : offset + math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+            for (key, (shape, dtype)), offset in zip(fields.items(), offsets, strict=True)
+        }
+        self.action: dict[str, Array] = {g.name: arrays["action", g.name] for g in program.groups}
+        self.obs, self.final = (
+            {g.name: {leaf: arrays[kind, g.name, leaf] for leaf in g.leaves} for g in program.groups}
+            for kind in ("obs", "final")
+        )
+        self.reward, self.success = arrays["reward",], arrays["success",]
+        self.terminated, self.truncated, self.reported = (
+            arrays["terminated",],
+            arrays["truncated",],
+            arrays["reported",],
+        )
+        self.next_task, self.next_seed, self.cost = arrays["next_task",], arrays["next_seed",], arrays["cost",]
+
+
+class _Solo:
+    """A ``gymnasium.Env`` behind the interface that ``Slot`` uses: reset, step, write."""
+
+    def __init__(self, env: Any, codec: Codec) -> None:
+        self.env, self._codec = env, codec
+        self._dtype = codec.action.dtype if codec.action.shape else None
+
+    def reset(self, seed: int) -> None:
+        self._obs, self._info = self.env.reset(seed=seed)
+
+    def step(self, actions: Array) -> tuple[Any, bool, bool, float | None]:
+        """Step with ``actions`` [1] or [1, a]; returns reward, terminated, truncated, success (None: not reported)."""
+        # A fresh array for every step: environments may keep what they are given.
+        action = int(actions[0]) if self._dtype is None else actions[0].astype(self._dtype)
+        self._obs, reward, terminated, truncated, self._info = self.env.step(action)
+        return reward, bool(terminated), bool(truncated), _success(self._info)
+
+    def write(self, leaves: Mapping[str, Array], local: slice) -> None:
+        self._codec.write(self._obs, self._info, leaves, local.start)
+
+
+class _Team:
+    """A PettingZoo ``ParallelEnv`` behind the same interface; row i is ``possible_agents[i]``.
+
+    The episode ends for all rows together, when no agent is left. A dead agent's row has ``alive`` false and is
+    otherwise blank (see ``blank``); its reward is 0 and its action is not sent.
+    """
+
+    def __init__(self, env: Any, codec: Codec) -> None:
+        self.env, self._codec = env, codec
+        self._agents = list(env.possible_agents)
+        self._discrete = not codec.action.shape
+        self._has_state = getattr(env, "state_space", None) is not None
+
+    def reset(self, seed: int) -> None:
+        self._obs, self._infos = self.env.reset(seed=seed)
+        self._alive = set(self.env.agents)
+
+    def step(self, actions: Array) -> tuple[Any, bool, bool, float | None]:
+        """Step with ``actions`` [agents] or [agents, a]; the reward is an array [agents]."""
+        acting = set(self.env.agents)
+        sent = {
+            agent: int(action) if self._discrete else action.astype(self._codec.action.dtype)
+            for agent, action in zip(self._agents, actions, strict=True)
+            if agent in acting
+        }
+        self._obs, rewards, terminations, truncations, self._infos = self.env.step(sent)
+        reward = np.array([rewards.get(agent, 0.0) if agent in acting else 0.0 for agent in self._agents])
+        died = {agent for agent in acting if terminations.get(agent, False)}
+        ended = not self.env.agents or all(terminations.get(a, False) or truncations.get(a, False) for a in acting)
+        # PettingZoo empties ``agents`` at a truncation too, yet those agents have a true successor.
+        self._alive = acting - died if ended else set(self.env.agents)
+        reported = [value for value in map(_success, self._infos.values()) if value is not None]
+        return reward, ended and bool(died), ended and not died, max(reported) if reported else None
+
+    def write(self, leaves: Mapping[str, Array], local: slice) -> None:
+        blank(leaves, local)
+        for row, agent in enumerate(self._agents, local.start):
+            if agent in self._alive:
+                leaves["alive"][row] = True
+                self._codec.write(self._obs[agent], self._infos.get(agent, {}), leaves, row)
+        if self._has_state:
+            leaves["state"][local] = np.ravel(self.env.state())
+
+
+def _success(info: Mapping[str, Any]) -> float | None:
+    value = info.get("success")
+    if value is None:
+        value = info.get("is_success")
+    return None if value is None else float(value)
+
+
+def blank(leaves: Mapping[str, Array], local: slice) -> None:
+    """Clear the rows of dead agents and parked slots: zeros, and action 0 as the only legal one, so that a
+    masked distribution over such a row stays defined."""
+    for name, leaf in leaves.items():
+        leaf[local] = 0
+        if name == "legal":
+            leaf[local, 0] = True
+
+
+class Slot:
+    """One environment instance with SAME_STEP autoreset.
+
+    Environments are built when first needed and kept per task, since a schedule may send several tasks here.
+    """
+
+    def __init__(self, place: Place, program: Program, buffers: Buffers, **render: Any) -> None:
+        self.place, self._program, self._buffers, self._render = place, program, buffers, render
+        self._obs, self._final = buffers.obs[place.group], buffers.final[place.group]
+        self._actions = buffers.action[place.group][place.local]
+        self._made: dict[int, _Solo | _Team] = {}
+        self._game: _Solo | _Team | None = None
+        self._task, self._seed, self._length = PARKED, 0, 0
+
+    def start(self, task: int, seed: int) -> None:
+        """Begin the episode (task, seed) and write its first observation; ``PARKED`` clears the rows instead."""
+        self._task, self._seed, self._length = task, seed, 0
+        if task == PARKED:
+            self._game = None
+            blank(self._obs, self.place.local)
+            return
+        try:
+            if task not in self._made:
+                self._made[task] = self._build(task)
+            self._game = self._made[task]
+            self._game.reset(seed)
+            self._game.write(self._obs, self.place.local)
+        except Exception as error:
+            raise EnvironmentFailedError(self._where(f"reset raised {error!r}")) from error
+
+    def step(self) -> None:
+        """Play the action in the buffers; truncate at the horizon; begin the next episode if this one ended."""
+        buffers, place, slot = self._buffers, self.place, self.place.slot
+        if self._game is None:
+            buffers.reward[place.rows], buffers.success[place.rows] = 0.0, False
+            buffers.terminated[slot] = buffers.truncated[slot] = False
+            return
+        terminated, truncated = self._advance(self._actions)
+        buffers.terminated[slot], buffers.truncated[slot] = terminated, truncated
+        if terminated or truncated:
+            self._write(self._final)
+            self.start(int(buffers.next_task[slot]), int(buffers.next_seed[slot]))
+        else:
+            self._write(self._obs)
+
+    def restore(self, task: int, seed: int, actions: Array) -> float:
+        """Begin (task, seed), play ``actions`` [t, ...] and write the observation reached.
+
+        Returns:
+            The return so far, by which the caller can tell whether the task is deterministic.
+        """
+        self.start(task, seed)
+        if task == PARKED:
+            return 0.0
+        ret = 0.0
+        for played in actions:
+            terminated, truncated = self._advance(played.reshape(self._actions.shape))
+            if terminated or truncated:
+                raise EnvironmentFailedError(
+                    self._where("ended while its journal was replayed; reset(seed) must decide all")
+                )
+            ret += self._team_reward()
+        self._write(self._obs)
+        return ret
+
+    def play(self, seed: int, actions: Array, *, render: bool) -> tuple[float, int, bool | None, list[Array]]:
+        """Play one whole episode of the only task; see ``mtrl.vector.Replay`` for what is returned."""
+        (task,) = self._program.tasks
+        self.start(task, seed)
+        ret, success = 0.0, False
+        frames = [self.render()] if render else []
+        for played in actions:
+            self._advance(played.reshape(self._actions.shape))
+            ret += self._team_reward()
+            success |= bool(self._buffers.success[0])
+            if render:
+                frames.append(self.render())
+        return ret, len(actions), success if self._buffers.reported[0] else None, frames
+
+    def render(self) -> Any:
+        """What the running environment's ``render()`` returns."""
+        assert self._game is not None
+        return self._game.env.render()
+
+    def close(self) -> None:
+        """Close every environment built here."""
+        for game in self._made.values():
+            game.env.close()
+        self._made.clear()
+        self._game = None
+
+    def _team_reward(self) -> float:
+        # The same sum as over a whole vector's rows, so that returns agree bit for bit.
+        rewards = self._buffers.reward[self.place.rows]
+        return float(np.add.reduceat(rewards, (0,))[0] / self.place.agents)
+
+    def _build(self, task: int) -> _Solo | _Team:
+        env = self._program.tasks[task].build(**self._render)
+        kind = _Team if hasattr(env, "possible_agents") else _Solo
+        return kind(env, self._program.codecs[task])
+
+    def _advance(self, actions: Array) -> tuple[bool, bool]:
+        buffers, rows = self._buffers, self.place.rows
+        assert self._game is not None
+        try:
+            reward, terminated, truncated, success = self._game.step(actions)
+        except Exception as error:
+            raise EnvironmentFailedError(self._where(f"raised {error!r}")) from error
+        self._length += 1
+        buffers.reward[rows] = reward
+        if not np.isfinite(buffers.reward[rows]).all():
+            raise EnvironmentFailedError(self._where(f"returned the reward {reward}"))
+        buffers.reported[self.place.slot] = success is not None
+        buffers.success[rows] = bool(success)
+        truncated = not terminated and (truncated or self._length >= self._program.tasks[self._task].horizon)
+        return terminated, truncated
+
+    def _write(self, leaves: Mapping[str, Array]) -> None:
+        assert self._game is not None
+        try:
+            self._game.write(leaves, self.place.local)
+        except Exception as error:
+            raise EnvironmentFailedError(self._where(f"observation does not fit its space: {error!r}")) from error
+
+    def _where(self, what: str) -> str:
+        name = self._program.tasks[self._task].name
+        return f"task {name!r} (slot {self.place.slot}, seed {self._seed}, step {self._length}): {what}"
+
+
+class Runner:
+    """The slots of one process."""
+
+    def __init__(self, program: Program, buffers: Buffers) -> None:
+        self._program, self._buffers = program, buffers
+        self._slots: dict[int, Slot] = {}
+
+    def restore(self, episodes: Iterable[tuple[int, int, int, Array]]) -> dict[int, float]:
+        """Bring slots to where (slot, task, seed, actions so far) leads; returns the returns so far, by slot."""
+        returns = {}
+        for index, task, seed, actions in episodes:
+            if index not in self._slots:
+                self._slots[index] = Slot(self._program.places[index], self._program, self._buffers)
+            returns[index] = self._slots[index].restore(task, seed, actions)
+        return returns
+
+    def step(self) -> None:
+        """Step every slot once, measuring each."""
+        cost, clock = self._buffers.cost, time.perf_counter
+        before = clock()
+        for index, slot in self._slots.items():
+            slot.step()
+            after = clock()
+            cost[index] += (1 - _COST_MEMORY) * (after - before - cost[index])
+            before = after
+
+    def drop(self, index: int) -> None:
+        """Give a slot up."""
+        self._slots.pop(index).close()
+
+    def close(self) -> None:
+        """Close every environment."""
+        for slot in self._slots.values():
+            slot.close()
+        self._slots.clear()
