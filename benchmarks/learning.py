@@ -1,6 +1,6 @@
 """Learning results: one config, several seeds, IQM and intervals; what ``results/`` holds comes from here.
 
-    python benchmarks/learning.py configs/minigrid-mt3-ppo.yaml --seeds 5 --jobs 2 --out results/foundation/minigrid-mt3-ppo
+    python benchmarks/learning.py configs/minigrid-mt3-ppo.yaml --seeds 5 --out results/foundation/minigrid-mt3-ppo
 
 Each seed is an ordinary ``mtrl train`` in a process of its own (one torch thread, environments in process), resumed
 if it was interrupted. The curve comes from the run's ``metrics.jsonl``; the last row per task and seed is the final

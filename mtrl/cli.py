@@ -129,7 +129,7 @@ def evaluate(
         else:
             console.print(_results(found))
         if video:
-            from mtrl.video import record
+            from mtrl.evaluate import record
 
             for path in record(found, run / runs.VIDEOS, step=policy.step):
                 Console(stderr=True).print(f"wrote {path}")

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from mtrl import registry
 
+DEFAULT_AGENT = "ppo"
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names each place and the nearest valid choice."""
@@ -63,7 +65,7 @@ class RunConfig(Strict):
     """Everything that decides a run."""
 
     suite: str = Field(description="'suite/group' parts joined by '+', as in 'minigrid/mt3'")
-    agent: dict[str, Any] = Field(default={"kind": "ppo"}, validate_default=True)
+    agent: dict[str, Any] = Field(default=DEFAULT_AGENT, validate_default=True)  # type: ignore[assignment]
     steps: PositiveInt = Field(600_000, description="environment steps over all tasks; a team's step counts once")
     seed: int = Field(0, ge=0)
     copies: PositiveInt | tuple[PositiveInt, ...] = Field(1, description="environments per task, or one number a task")
@@ -77,12 +79,9 @@ class RunConfig(Strict):
     @field_validator("agent", mode="before")
     @classmethod
     def _agent_options(cls, value: Any) -> dict[str, Any]:
-        options = {"kind": value} if isinstance(value, str) else dict(value)
-        kind = options.pop("kind", None)
-        if not isinstance(kind, str):
-            raise ValueError(f"agent needs a kind, one of {', '.join(registry.names(registry.AGENTS))}")
-        made = agent_schema(kind).model_validate(options)  # errors keep their own paths below agent
-        return {"kind": kind, **made.model_dump(mode="json")}
+        options = _agent_part(value)
+        made = agent_schema(options["kind"]).model_validate({k: v for k, v in options.items() if k != "kind"})
+        return {"kind": options["kind"], **made.model_dump(mode="json")}
 
     def agent_config(self) -> BaseModel:
         """The agent's own validated ``Config``."""
@@ -124,12 +123,17 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags
 
 def parse_config(raw: Mapping[str, Any]) -> RunConfig:
     """A checked ``RunConfig`` from plain data; raises ``ConfigError``."""
+    agent = _agent_part(raw.get("agent", DEFAULT_AGENT))
     try:
-        return RunConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, raw)) from None
+        schema = agent_schema(agent["kind"])
     except registry.UnknownNameError as error:
         raise ConfigError(f"agent.kind: {error}") from None
+    # The agent's options first, against the agent's own schema, so that their errors carry full paths.
+    problems = _problems(schema, {k: v for k, v in agent.items() if k != "kind"}, "agent.")
+    problems += _problems(RunConfig, {**raw, "agent": DEFAULT_AGENT}, "")
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return RunConfig.model_validate({**raw, "agent": agent})
 
 
 def dump_config(config: RunConfig) -> str:
@@ -155,23 +159,32 @@ def _merge(parts: Sequence[Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError, raw: Mapping[str, Any]) -> str:
-    schema: type[BaseModel] = RunConfig
-    prefix = ""
-    if error.title != RunConfig.__name__:  # raised by the agent's own schema inside our validator
-        agent = raw.get("agent", {})
-        schema, prefix = agent_schema(agent if isinstance(agent, str) else agent["kind"]), "agent."
-    lines = []
-    for item in error.errors():
-        place = prefix + ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            fields = _fields_at(schema, item["loc"][:-1])
-            near = registry.nearest(str(item["loc"][-1]), fields)
-            hint = f"; did you mean {near!r}?" if near else ""
-            lines.append(f"{place}: unknown key{hint} (valid: {', '.join(sorted(fields))})")
-        else:
-            lines.append(f"{place}: {item['msg']}" + (f", got {item['input']!r}" if item["type"] != "missing" else ""))
-    return "; ".join(lines)
+def _agent_part(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"kind": value}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"agent: the name of an agent or a mapping with 'kind', got {value!r}")
+    return {"kind": DEFAULT_AGENT, **value}
+
+
+def _problems(schema: type[BaseModel], raw: Mapping[str, Any], prefix: str) -> list[str]:
+    """One line per mistake in ``raw``: its path, what is wrong, the nearest valid key."""
+    try:
+        schema.model_validate(raw)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            place = prefix + ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                fields = _fields_at(schema, item["loc"][:-1])
+                near = registry.nearest(str(item["loc"][-1]), fields)
+                hint = f"; did you mean {near!r}?" if near else ""
+                lines.append(f"{place}: unknown key{hint} (valid: {', '.join(sorted(fields))})")
+            else:
+                got = "" if item["type"] == "missing" else f", got {item['input']!r}"
+                lines.append(f"{place}: {item['msg']}{got}")
+        return lines
+    return []
 
 
 def _fields_at(schema: type[BaseModel], loc: Sequence[int | str]) -> list[str]:

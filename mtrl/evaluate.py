@@ -10,12 +10,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mtrl.types import Agent, Assignment, Episode, Spec, Task
-from mtrl.vector import EpisodeList, MultiTaskVectorEnv
+from mtrl.vector import EpisodeList, MultiTaskVectorEnv, replay
 
 MAX_SLOTS = 40  # environments alive at once; more copies batch better but cost memory
 
@@ -156,6 +157,26 @@ def evaluate(
         order = {value: i for i, value in enumerate(evaluation_seeds(seed, task.name, episodes))}
         results.append(TaskResult(task, tuple(sorted(mine, key=lambda episode: order[episode.seed]))))
     return Evaluation(tuple(results), seed, explore)
+
+
+def record(evaluation: Evaluation, folder: Path, *, step: int, fps: int = 15) -> list[Path]:
+    """Write ``best-STEP.mp4`` and ``worst-STEP.mp4``: each task's episode of highest (lowest) return, side by side.
+
+    The episodes are played again from their journals, so that evaluation itself never renders.
+    """
+    from mtrl.video import tile, write_video
+
+    labels = [result.task.name for result in evaluation.results]
+    paths = []
+    for name, pick in (("best", np.argmax), ("worst", np.argmin)):
+        chosen = [result.episodes[int(pick(result.returns))] for result in evaluation.results]
+        replays = [
+            replay(result.task, episode.journal, render=True)
+            for result, episode in zip(evaluation.results, chosen, strict=True)
+        ]
+        frames = tile([one.frames for one in replays], labels)
+        paths.append(write_video(folder / f"{name}-{step}.mp4", frames, fps=fps))
+    return paths
 
 
 def _deal(tasks: Sequence[Task], spec: Spec, copies: int, episodes: int, seed: int) -> EpisodeList:

@@ -1,0 +1,89 @@
+"""The command line: what a user types, and what a mistake says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from mtrl.cli import app
+
+PROBES = "mtrl.testing:Probes"
+
+
+def call(*words: str) -> Result:
+    return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, list(words))
+
+
+def test_lists() -> None:
+    suites = call("list", "suites").output
+    assert "minigrid" in suites
+    assert "metaworld" in suites
+    agents = call("list", "agents").output
+    assert all(name in agents for name in ("random", "ppo", "sac", "sb3-ppo", "sb3-sac"))
+    tasks = call("list", "tasks", "minigrid/mt3").output
+    assert "minigrid/LavaGapS7" in tasks
+    assert "196" in tasks
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "--suite", "minigird/mt3"), "unknown suite 'minigird'; did you mean 'minigrid'?"),
+        (("train", "--suite", "minigrid/mt33"), "did you mean 'mt3'?"),
+        (("train", "--suite", "minigrid/mt3", "--agent", "pppo"), "unknown agent 'pppo'; did you mean 'ppo'?"),
+        (("train", "--suite", "minigrid/mt3", "agent.gama=1"), "agent.gama: unknown key; did you mean 'gamma'?"),
+        (("train", "nowhere.yaml"), "no config file 'nowhere.yaml'"),
+        (("train", "a.yaml", "b.yaml"), "one config file at most"),
+        (("train", "--resume", "nowhere"), "nowhere holds no run"),
+        (("train", "--resume", "x", "--seed", "1"), "only --steps may be given with it"),
+        (("evaluate", "nowhere"), "nowhere holds no run"),
+        (("list", "task"), "did you mean 'tasks'?"),
+        (("list", "tasks", "minigrid/DorKey-6x6"), "did you mean 'DoorKey-6x6'?"),
+        (("check", "minigird/mt3"), "did you mean 'minigrid'?"),
+    ],
+)
+def test_mistakes_are_one_clear_line(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    extra = ("--out", str(tmp_path / "run")) if words[0] == "train" and "--resume" not in words else ()
+    result = call(*words, *extra)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_evaluate_export(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["workers=0", "threads=1", "log.wandb=off", "eval.episodes=4", "agent.rollout=16"]
+    trained = call("train", "--suite", f"{PROBES}/discrete", "--steps", "300", "--out", str(out), *options)
+    assert trained.exit_code == 0, trained.output
+    assert "probe/constant" in trained.output
+    assert "mean over tasks" in trained.output
+    again = call("train", "--suite", f"{PROBES}/discrete", "--out", str(out))
+    assert again.exit_code == 2
+    assert "already holds a run: resume it" in again.stderr
+
+    found = json.loads(call("evaluate", str(out), "--episodes", "6", "--json").stdout)
+    assert found["actions"] == "greedy"
+    assert found["metrics"]["eval/probe/constant/return"] == 1.0
+    assert len(found["tasks"]["probe/action"]["episodes"]) == 6
+    shown = call("evaluate", str(out), "--episodes", "2", "--sampled")
+    assert "probe/endless" in shown.output
+
+    assert call("export", str(out), str(tmp_path / "policy")).exit_code == 0
+    exported = json.loads(call("evaluate", str(tmp_path / "policy"), "--episodes", "6", "--json").stdout)
+    assert exported == found
+
+
+def test_check_passes_on_good_tasks_and_fails_on_bad_ones() -> None:
+    good = call("check", f"{PROBES}/discrete")
+    assert good.exit_code == 0, good.output
+    assert "probe/constant" in good.output
+
+
+def test_doctor_reports() -> None:
+    result = call("doctor")
+    assert result.exit_code == 0
+    assert all(word in result.output.lower() for word in ("python", "torch", "wandb", "cores"))

@@ -1,0 +1,77 @@
+"""The schema: merging, agent options, and messages that name the place and the nearest valid choice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mtrl.config import ConfigError, RunConfig, dump_config, load_config
+
+CONFIGS = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_file_flags_and_overrides_win_in_that_order(tmp_path: Path) -> None:
+    path = write(tmp_path, "suite: minigrid/mt3\nsteps: 100\nseed: 1\nlog: {every: 10}\n")
+    config = load_config(path, ["log.window=7", "seed=3"], steps=200, seed=2)
+    assert (config.suite, config.steps, config.seed) == ("minigrid/mt3", 200, 3)
+    assert (config.log.every, config.log.window) == (10, 7)
+
+
+def test_agent_short_form_merges_with_its_options(tmp_path: Path) -> None:
+    path = write(tmp_path, "suite: a/b\nagent: ppo\n")
+    assert load_config(path, ["agent.gamma=0.9"]).agent["gamma"] == 0.9
+
+
+def test_naming_another_agent_drops_the_files_options(tmp_path: Path) -> None:
+    path = write(tmp_path, "suite: a/b\nagent: {kind: ppo, gamma: 0.5}\n")
+    config = load_config(path, agent="random")
+    assert config.agent["kind"] == "random"
+    assert "gamma" not in config.agent
+    assert load_config(path, agent="ppo").agent["gamma"] == 0.5
+
+
+def test_a_dumped_config_is_the_same_config(tmp_path: Path) -> None:
+    config = load_config(overrides=["suite=minigrid/mt3", "copies=[1,2,3]", "agent.gamma=0.9"])
+    assert load_config(write(tmp_path, dump_config(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stepz=3"], r"stepz: unknown key; did you mean 'steps'\?"),
+        (["log.evry=3"], r"log\.evry: unknown key; did you mean 'every'\?"),
+        (["agent.gama=0.9"], r"agent\.gama: unknown key; did you mean 'gamma'\?"),
+        (["agent.gamma=high"], r"agent\.gamma: .*got 'high'"),
+        (["agent=pppo"], r"agent.*unknown agent 'pppo'; did you mean 'ppo'\?"),
+        (["steps=0"], r"steps: .*greater than 0.*got 0"),
+        (["steps"], r"override 'steps' is not of the form key=value"),
+        (["device=gpu"], r"device: .*'auto', 'cpu' or 'cuda'.*got 'gpu'"),
+    ],
+)
+def test_mistakes_name_their_place(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides=["suite=a/b", *overrides])
+
+
+def test_a_missing_suite_and_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="suite: Field required"):
+        load_config()
+    write(tmp_path, "suite: a/b\n")
+    with pytest.raises(ConfigError, match=r"did you mean 'c.yaml'\?"):
+        load_config(tmp_path / "cc.yaml")
+    with pytest.raises(ConfigError, match="c.yaml"):
+        load_config(write(tmp_path, "suite: [unclosed\n"))
+    with pytest.raises(ConfigError, match="mapping of keys"):
+        load_config(write(tmp_path, "- a\n- b\n"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid(path: Path) -> None:
+    assert isinstance(load_config(path), RunConfig)

@@ -1,0 +1,188 @@
+"""The loop: exact resume on every backend, interruptions, faults, records."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mtrl import checkpoint, runs
+from mtrl.config import RunConfig, parse_config
+from mtrl.train import train
+
+PPO = {"kind": "ppo", "rollout": 16, "epochs": 2}
+SAC = {"kind": "sac", "widths": [32, 32], "warmup": 40, "per_task": 8}
+
+
+def config(agent: Mapping[str, Any], suite: str, **changes: Any) -> RunConfig:
+    return parse_config(
+        {
+            "suite": suite,
+            "agent": dict(agent),
+            "steps": 1200,
+            "copies": 2,
+            "workers": 0,
+            "threads": 1,
+            "eval": {"every": 500, "episodes": 3},
+            "checkpoint": {"every": 250, "keep": 9},
+            "log": {"every": 110, "window": 5, "terminal": False, "wandb": "off"},
+            **changes,
+        }
+    )
+
+
+def flatten(tree: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping):
+        return {k: v for key, item in tree.items() for k, v in flatten(item, f"{path}/{key}").items()}
+    if isinstance(tree, list | tuple):
+        return {k: v for i, item in enumerate(tree) for k, v in flatten(item, f"{path}/{i}").items()}
+    return {path: tree}
+
+
+def assert_same_state(first: Path, second: Path) -> None:
+    """The newest checkpoints hold the same bits."""
+    one, two = (checkpoint.load(out / runs.CHECKPOINTS) for out in (first, second))
+    assert one.step == two.step
+    left, right = flatten(one.state), flatten(two.state)
+    assert left.keys() == right.keys()
+    for path, value in left.items():
+        other = right[path]
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, other), path
+        elif isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(value, other, err_msg=path)
+        else:
+            assert value == other, path
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    """The run's records without what the clock on the wall decides."""
+    lines = [json.loads(line) for line in (out / runs.METRICS).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "wall" and not k.startswith("time/")} for line in lines]
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    assert_same_state(first, second)
+    assert records(first) == records(second)
+    one, two = (json.loads((out / runs.SUMMARY).read_text())["evaluation"] for out in (first, second))
+    assert one == two
+
+
+def rewind(source: Path, target: Path, step: int) -> None:
+    """A copy of a finished run as it was when the checkpoint at ``step`` had just been written."""
+    shutil.copytree(source, target)
+    (target / runs.SUMMARY).unlink()
+    folder = target / runs.CHECKPOINTS
+    for path in folder.glob("step-*"):
+        if int(path.name.partition("-")[2]) > step:
+            shutil.rmtree(path)
+    (folder / "latest.json").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("agent", "suite"),
+    [
+        (PPO, "mtrl.testing:Probes/mix"),
+        ({**PPO, "memory": 8}, "mtrl.testing:Probes/memory"),
+        (PPO, "mtrl.testing:Probes/team"),
+        (SAC, "mtrl.testing:Probes/continuous"),
+        ({"kind": "random"}, "mtrl.testing:Probes/mix"),
+    ],
+    ids=["ppo-mix", "ppo-memory", "ppo-team", "sac", "random"],
+)
+def test_resume_is_exact_on_both_backends(agent: Mapping[str, Any], suite: str, tmp_path: Path) -> None:
+    settings = config(agent, suite)
+    train(settings, tmp_path / "whole")
+    train(settings.model_copy(update={"workers": 2}), tmp_path / "workers")
+    assert_same_run(tmp_path / "whole", tmp_path / "workers")
+    saved = sorted(int(p.name[5:]) for p in (tmp_path / "whole" / runs.CHECKPOINTS).glob("step-*"))
+    assert len(saved) >= 4
+    for step, workers in ((saved[0], 0), (saved[2], 2)):
+        out = tmp_path / f"resumed-{step}"
+        rewind(tmp_path / "whole", out, step)
+        train(settings.model_copy(update={"workers": workers}), out, resume=True)
+        assert_same_run(tmp_path / "whole", out)
+
+
+def command(settings: RunConfig, out: Path) -> list[str]:
+    options = [
+        f"{key}.{name}={json.dumps(value)}"
+        for key in ("agent", "eval", "checkpoint", "log")
+        for name, value in settings.model_dump(mode="json")[key].items()
+        if value is not None
+    ]
+    plain = [f"copies={settings.copies}", f"workers={settings.workers}", f"threads={settings.threads}"]
+    head = [sys.executable, "-m", "mtrl.cli", "train", "--suite", settings.suite, "--steps", str(settings.steps)]
+    return [*head, "--out", str(out), *plain, *options]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_process_resumes_exactly(number: signal.Signals, tmp_path: Path) -> None:
+    settings = config(PPO, "mtrl.testing:Probes/mix", steps=60_000, eval={"episodes": 2}, workers=1)
+    settings = settings.model_copy(update={"checkpoint": settings.checkpoint.model_copy(update={"every": 2000})})
+    out = tmp_path / "broken"
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command(settings, out), stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
+        while not list(out.glob("checkpoints/step-*/manifest.json")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        status = process.wait(60)
+    text = (tmp_path / "log").read_text()
+    assert not (out / runs.SUMMARY).exists(), "the run ended before it could be interrupted"
+    if number != signal.SIGKILL:
+        assert status == 128 + number, text
+        assert "go on with: mtrl train --resume" in text.replace("\n", " ")
+    head = [sys.executable, "-m", "mtrl.cli", "train", "--resume", str(out), "--steps", "12000"]
+    subprocess.run(head, check=True, capture_output=True)
+    train(settings.model_copy(update={"steps": 12_000}), tmp_path / "whole")
+    if checkpoint.load(out / runs.CHECKPOINTS).step == checkpoint.load(tmp_path / "whole" / runs.CHECKPOINTS).step:
+        assert_same_run(tmp_path / "whole", out)
+    else:  # the signal came later than 12,000 steps: then nothing was left to do
+        assert checkpoint.load(out / runs.CHECKPOINTS).step > 12_000
+
+
+def test_a_run_folder_is_not_overwritten(tmp_path: Path) -> None:
+    settings = config({"kind": "random"}, "mtrl.testing:Probes/discrete", steps=50)
+    train(settings, tmp_path / "x")
+    with pytest.raises(runs.RunError, match="already holds a run: resume it"):
+        train(settings, tmp_path / "x")
+    with pytest.raises(runs.RunError, match=r"holds no run.*did you mean .*x\?"):
+        runs.config_of(tmp_path / "xx")
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_the_place(tmp_path: Path) -> None:
+    settings = config({**PPO, "lr": 1e30}, "mtrl.testing:Probes/continuous", steps=4000)
+    with pytest.raises(FloatingPointError, match=r"at environment step \d+; last good checkpoint: .*step-"):
+        train(settings, tmp_path / "x")
+    saved = checkpoint.load(tmp_path / "x" / runs.CHECKPOINTS)
+    policy = [v for v in flatten(saved.state["agent"]["policy"]).values() if isinstance(v, torch.Tensor)]
+    assert policy
+    assert all(bool(torch.isfinite(value).all()) for value in policy)
+
+
+def test_export_and_load_act_alike(tmp_path: Path) -> None:
+    settings = config(PPO, "mtrl.testing:Probes/discrete", steps=200)
+    train(settings, tmp_path / "x")
+    runs.export(tmp_path / "x", tmp_path / "policy")
+    whole, alone = runs.load(tmp_path / "x"), runs.load(tmp_path / "policy")
+    saved = checkpoint.load(tmp_path / "policy" / runs.CHECKPOINTS).state
+    assert list(saved) == ["agent"]
+    assert list(saved["agent"]) == ["policy"]
+    rng = np.random.default_rng(0)
+    for task in whole.tasks:
+        observation = rng.uniform(-1, 1, 2).astype(np.float32)
+        assert whole.act(observation, task.name) == alone.act(observation, task.name)
+    with pytest.raises(ValueError, match="did you mean 'probe/constant'"):
+        whole.act(np.zeros(2, np.float32), "probe/constan")
