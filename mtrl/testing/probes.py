@@ -238,10 +238,9 @@ VALUES: Mapping[str, Callable[[float], float]] = {
     "image": lambda gamma: 1.0,
     "team": lambda gamma: (1 + (1 + gamma + gamma**2)) / 2,
 }
-"""Optimal value of the first observation by probe, as a function of the discount, averaged over seeds (and over the rows
-of the team). "endless" holds
-if the bootstrap at the time limit is right; an agent that takes truncation for termination learns
-``(1 - gamma**ENDLESS_HORIZON) / (1 - gamma)`` at the first step."""
+"""Optimal value of the first observation by probe, as a function of the discount, averaged over seeds (and a team's
+rows). "endless" holds if the bootstrap at the time limit is right; an agent that takes truncation for termination
+learns ``(1 - gamma**ENDLESS_HORIZON) / (1 - gamma)`` at the first step."""
 
 _DISCRETE = ("constant", "observation", "delay", "action", "both", "endless")
 _GROUPS: dict[str, tuple[str, ...]] = {
