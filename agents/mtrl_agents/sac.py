@@ -1,0 +1,414 @@
+"""Soft actor-critic for many tasks at once.
+
+SAC (Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905) as used on MetaWorld by MOORE (Hendawy et al. 2024,
+https://arxiv.org/abs/2311.11385) and Meta-World+ (https://github.com/rainx0r/metaworld-algorithms): a batch of equal
+shares per task, one temperature per task, one head per task. Options from BRC (Nauman et al. 2025,
+https://arxiv.org/abs/2505.23150): rewards divided by each task's largest return and a categorical critic.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from mtrl.nn.heads import TaskMLP
+from mtrl.nn.linear import Probe, Route, matmul, probe
+from mtrl.nn.losses import project, squashed_sample
+from mtrl.nn.normalizers import MaxReturnScale
+from mtrl.nn.perception import Perception, PerceptionConfig, to_tensors
+from mtrl.nn.trunk import TrunkConfig, make_trunk
+from mtrl.replay import Replay
+from mtrl.types import Actor, Array, Decision, Group, Layout, Obs, Spec, Step
+
+ALPHA = "alpha"
+
+
+class Config(BaseModel):
+    """Defaults: MOORE's MetaWorld protocol with Meta-World+'s clipping."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    perception: PerceptionConfig = PerceptionConfig()
+    trunk: TrunkConfig = TrunkConfig(kind="multi_head", widths=(400, 400, 400), activation="relu")
+    critic_trunk: TrunkConfig | None = Field(None, description="null: as the actor's")
+    gamma: float = Field(0.99, ge=0, lt=1)
+    tau: float = Field(0.005, gt=0, le=1, description="share of the critics that enters their targets per update")
+    batch_size: int = Field(128, ge=1, description="transitions per task and update")
+    capacity: int = Field(1_000_000, ge=1, description="transitions kept per task (MOORE: 1e6 for MT10, 1e5 for MT50)")
+    warmup: int = Field(1_500, ge=1, description="uniformly random steps per task before learning starts")
+    update_every: int = Field(1, ge=1, description="vector steps between updates")
+    updates: int = Field(1, ge=1, description="gradient steps per update")
+    lr: float = Field(3e-4, gt=0, description="actor and critics")
+    alpha_lr: float = Field(1e-4, gt=0, description="temperatures")
+    adam_eps: float = Field(1e-8, gt=0)
+    grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm of actor and of critics; null: any")
+    alpha: float = Field(1.0, gt=0, description="initial temperature of every task")
+    target_entropy: float = Field(-1.0, description="per action dimension")
+    log_std: tuple[float, float] = Field((-10.0, 2.0), description="bounds of the policy's log standard deviation")
+    reward_scale: Literal["none", "max_return"] = Field("none", description="max_return: BRC's, to returns of v_max")
+    critic: Literal["mse", "categorical"] = Field("mse", description="categorical wants reward_scale=max_return")
+    atoms: int = Field(101, ge=2, description="of the categorical critic, evenly spaced on [-v_max, v_max]")
+    v_max: float = Field(10.0, gt=0)
+    matmul: Literal["auto"] | Route = Field("auto", description="auto: the fastest route with fp32 accuracy; or bf16")
+    log_every: int = Field(100, ge=1, description="updates that one record of metrics averages")
+
+
+class SAC:
+    """Learns any mix of continuous groups, whose observations and actions may differ.
+
+    Raises:
+        ValueError: a group with discrete actions; the message names it.
+    """
+
+    Config = Config
+    recurrent = False
+
+    def __init__(self, spec: Spec, config: Config, *, seed: int, device: str = "cpu") -> None:
+        for group in spec.groups:
+            if not isinstance(group.action, Box):
+                raise ValueError(f"sac needs continuous actions, group {group.name!r} has {group.action}; try ppo")
+        self.spec, self.config, self.seed, self.device = spec, config, seed, torch.device(device)
+        self.probe = probe(device) if config.matmul == "auto" else Probe(config.matmul, 0.0, 0.0, 1.0)
+        self.route = self.probe.route
+        tasks = len(spec.tasks)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.policy = Policy(spec, config).to(self.device)
+            self.critics = nn.ModuleList(Critic(spec, config) for _ in range(2)).to(self.device)
+        self.targets = copy.deepcopy(self.critics).requires_grad_(False)
+        self.log_alpha = nn.Parameter(torch.full((tasks,), float(np.log(config.alpha)), device=self.device))
+        sizes = torch.tensor([np.prod(spec.group(task.group).action.shape) for task in spec.tasks])
+        self.target_entropy = (config.target_entropy * sizes).to(self.device, torch.float32)
+        adam = {"eps": config.adam_eps, "fused": True}
+        self.optimizers = {
+            "actor": torch.optim.Adam(self.policy.parameters(), config.lr, **adam),
+            "critic": torch.optim.Adam(self.critics.parameters(), config.lr, **adam),
+            ALPHA: torch.optim.Adam([self.log_alpha], config.alpha_lr, **adam),
+        }
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.replay = Replay(spec, config.capacity, seed=seed)
+        self.scale = MaxReturnScale(tasks, config.gamma, config.v_max) if config.reward_scale == "max_return" else None
+        self.support = torch.linspace(-config.v_max, config.v_max, config.atoms, device=self.device)
+        self.steps = 0  # vector steps observed
+        self.updates = 0  # gradient steps taken
+        self._sums: dict[str, Tensor] = {}
+
+    @property
+    def warm(self) -> bool:
+        """Whether random play is over."""
+        return int(self.replay.sizes.sum()) >= self.config.warmup * len(self.spec.tasks)
+
+    def actor(self, layout: Layout, *, explore: bool) -> Actor:
+        return SACActor(self, layout, explore)
+
+    def observe(self, step: Step) -> None:
+        self.replay.add(step)
+        if self.scale is not None:
+            self.scale.observe(step)
+        self.steps += 1
+
+    def update(self) -> Mapping[str, float]:
+        """Metrics every ``log_every`` gradient steps, ``{}`` in between.
+
+        Raises:
+            FloatingPointError: a loss or gradient is not finite; names it, the tasks and the update. The parameters
+                are still those before the update.
+        """
+        if self.steps % self.config.update_every or not self.warm:
+            return {}
+        metrics: dict[str, float] = {}
+        for _ in range(self.config.updates):
+            self._learn(self._batch())
+            self.updates += 1
+            if self.updates % self.config.log_every == 0:
+                metrics = self._metrics()
+        return metrics
+
+    def _batch(self) -> Rows:
+        """Equal shares of all tasks, on the device, actions and rewards in the networks' units."""
+        batches = self.replay.sample(self.config.batch_size)
+        divisors = np.ones(len(self.spec.tasks))
+        if self.scale is not None:
+            alpha = self.log_alpha.detach().exp().cpu().double().numpy()
+            divisors = self.scale.divisors(alpha, self.target_entropy.cpu().double().numpy())
+        parts = []
+        for name, batch in batches.items():
+            n = batch.reward.size
+            reward = (batch.reward / divisors[batch.task, None]).astype(np.float32)
+            action = torch.as_tensor(batch.action, device=self.device).flatten(0, 1)
+            parts.append(
+                Rows(
+                    torch.as_tensor(np.repeat(batch.task, n // len(batch.task)), device=self.device),
+                    {name: to_tensors({k: v.reshape(n, *v.shape[2:]) for k, v in batch.obs.items()}, self.device)},
+                    {name: self.policy.to_unit(action, name)},
+                    torch.as_tensor(reward.reshape(n), device=self.device),
+                    torch.as_tensor(batch.terminated.reshape(n), device=self.device),
+                    {name: to_tensors({k: v.reshape(n, *v.shape[2:]) for k, v in batch.next.items()}, self.device)},
+                )
+            )
+        return Rows(
+            torch.cat([part.task for part in parts]),
+            {name: leaves for part in parts for name, leaves in part.obs.items()},
+            {name: action for part in parts for name, action in part.action.items()},
+            torch.cat([part.reward for part in parts]),
+            torch.cat([part.terminated for part in parts]),
+            {name: leaves for part in parts for name, leaves in part.next.items()},
+        )
+
+    def _learn(self, rows: Rows) -> None:
+        """One gradient step of critics, actor and temperatures; every loss is a mean over tasks of a mean over rows."""
+        alpha = self.log_alpha.detach().exp()[rows.task]
+        with matmul(self.route, self.device):
+            with torch.no_grad():
+                target = self._target(rows, alpha)
+            values = [critic(rows.obs, rows.action, rows.task) for critic in self.critics]
+            if self.config.critic == "mse":
+                loss = sum(F.mse_loss(value[:, 0].float(), target, reduction="none") for value in values)
+            else:
+                loss = sum(-(target * F.log_softmax(value.float(), 1)).sum(1) for value in values)
+            self._descend("critic", loss, rows.task, self.critics)
+
+        self.critics.requires_grad_(False)  # the actor's loss needs no gradient of their weights
+        with matmul(self.route, self.device):
+            action, log_prob = self._act(rows.obs, rows.task)
+            values = [self._expected(critic(rows.obs, action, rows.task)) for critic in self.critics]
+            value = torch.minimum(*values) if self.config.critic == "mse" else (values[0] + values[1]) / 2
+            self._descend("actor", alpha * log_prob - value, rows.task, self.policy)
+        self.critics.requires_grad_(True)
+
+        gap = log_prob.detach() + self.target_entropy[rows.task]
+        self._descend(ALPHA, -self.log_alpha[rows.task] * gap, rows.task, None)
+        torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), self.config.tau)
+        self._sum("q", torch.zeros_like(self.log_alpha).index_add_(0, rows.task, value.detach()))
+        self._sum("rows", torch.bincount(rows.task, minlength=len(self.log_alpha)))
+
+    def _target(self, rows: Rows, alpha: Tensor) -> Tensor:
+        """Soft Bellman targets: values [n], or probabilities [n, atoms] of the categorical critic."""
+        action, log_prob = self._act(rows.next, rows.task)
+        ahead = self.config.gamma * (~rows.terminated).float()
+        values = [critic(rows.next, action, rows.task).float() for critic in self.targets]
+        if self.config.critic == "mse":
+            value = torch.minimum(values[0][:, 0], values[1][:, 0])
+            return rows.reward + ahead * (value - alpha * log_prob)
+        # BRC: the mean of both target distributions, moved by the soft reward and laid back onto the atoms.
+        probs = (values[0].softmax(1) + values[1].softmax(1)) / 2
+        places = (rows.reward - ahead * alpha * log_prob)[:, None] + ahead[:, None] * self.support
+        return project(probs, places, self.support)
+
+    def _expected(self, value: Tensor) -> Tensor:
+        """Critic outputs to values [n]."""
+        return value[:, 0].float() if self.config.critic == "mse" else value.float().softmax(1) @ self.support
+
+    def _act(self, obs: Mapping[str, Mapping[str, Tensor]], task: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """A sampled action in [-1, 1] per group and the log-densities [n] of all rows."""
+        actions, log_probs = {}, []
+        for name, (mean, log_std) in self.policy(obs, task).items():
+            noise = torch.empty_like(mean).normal_(generator=self.generator)
+            actions[name], log_prob = squashed_sample(mean, log_std, noise)
+            log_probs.append(log_prob)
+        return actions, torch.cat(log_probs)
+
+    def _descend(self, name: str, loss: Tensor, task: Tensor, module: nn.Module | None) -> None:
+        """One optimiser step on the mean of ``loss`` [n], if loss and gradient are finite."""
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad()
+        mean = loss.mean()
+        mean.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        if not torch.isfinite(mean + norm):
+            raise FloatingPointError(self._explain(name, loss, task, module))
+        if self.config.grad_clip is not None and module is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm, foreach=True)
+        optimizer.step()
+        self._sum(f"losses/{name}", mean.detach())
+
+    def _explain(self, name: str, loss: Tensor, task: Tensor, module: nn.Module | None) -> str:
+        bad = sorted({self.spec.tasks[t].name for t in task[~torch.isfinite(loss)].tolist()})
+        if bad:
+            return f"the {name} loss of {', '.join(bad)} is not finite at update {self.updates}"
+        named = module.named_parameters() if module is not None else [("log_alpha", self.log_alpha)]
+        grads = [key for key, p in named if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+        where = ", ".join(grads) or "all parameters together"
+        return f"the {name} gradient of {where} is not finite at update {self.updates}"
+
+    def _sum(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def _metrics(self) -> dict[str, float]:
+        """Means since the last record; the only place where numbers leave the device."""
+        sums = {name: value.tolist() for name, value in self._sums.items()}
+        self._sums = {}
+        metrics = {name: value / self.config.log_every for name, value in sums.items() if name.startswith("losses/")}
+        for info, alpha, q, rows in zip(
+            self.spec.tasks, self.log_alpha.exp().tolist(), sums["q"], sums["rows"], strict=True
+        ):
+            metrics[f"alpha/{info.name}"] = alpha
+            if rows:
+                metrics[f"q/{info.name}"] = q / rows
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "critics": self.critics.state_dict(),
+            "targets": self.targets.state_dict(),
+            "log_alpha": self.log_alpha.detach(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "generator": self.generator.get_state(),
+            "replay": self.replay.state_dict(),
+            "scale": self.scale.state_dict() if self.scale is not None else None,
+            "route": self.route,
+            "steps": self.steps,
+            "updates": self.updates,
+            "sums": dict(self._sums),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on bit for bit, along the saved route of matrix products even if a new probe chose another."""
+        self.load_policy(state["policy"])
+        self.critics.load_state_dict(state["critics"])
+        self.targets.load_state_dict(state["targets"])
+        with torch.no_grad():
+            self.log_alpha.copy_(state["log_alpha"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.generator.set_state(state["generator"])
+        self.replay.load_state_dict(state["replay"])
+        if self.scale is not None:
+            self.scale.load_state_dict(state["scale"])
+        self.route = state["route"]
+        self.steps, self.updates = state["steps"], state["updates"]
+        self._sums = {name: torch.as_tensor(value, device=self.device) for name, value in state["sums"].items()}
+
+    def load_policy(self, state: Mapping[str, Any]) -> None:
+        self.policy.load_state_dict(state)
+
+
+class Rows(NamedTuple):
+    """A batch of n transitions, group after group: {group: ...} per group, [n] over all of them."""
+
+    task: Tensor
+    obs: dict[str, dict[str, Tensor]]
+    action: dict[str, Tensor]
+    reward: Tensor
+    terminated: Tensor
+    next: dict[str, dict[str, Tensor]]
+
+
+class Policy(nn.Module):
+    """Perception per group, one trunk, a head per group (and task) with mean and log deviation of a Gaussian."""
+
+    def __init__(self, spec: Spec, config: Config) -> None:
+        super().__init__()
+        self.perception = Perception(spec, config.perception)
+        self.trunk = make_trunk(config.trunk, self.perception.width, len(spec.tasks))
+        self.heads = nn.ModuleDict()
+        self.low, self.high = config.log_std
+        self.local: dict[str, Tensor] = {}
+        for group in spec.groups:
+            heads = len(group.tasks) if self.trunk.per_task else 1
+            self.heads[group.name] = TaskMLP(heads, (int(self.trunk.out), 2 * int(np.prod(group.action.shape))))
+            local = torch.zeros(len(spec.tasks), dtype=torch.int64)
+            if self.trunk.per_task:
+                local[list(group.tasks)] = torch.arange(heads)
+            for key, value in (("local", local), ("low", group.action.low), ("high", group.action.high)):
+                self.register_buffer(f"{key}:{group.name}", torch.as_tensor(value), persistent=False)
+
+    def forward(self, obs: Mapping[str, Mapping[str, Tensor]], task: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Leaves per group and the tasks [n] of their rows -> (mean, log deviation) [n_g, a] per group."""
+        latents = [self.perception(leaves, name) for name, leaves in obs.items()]
+        features = self.trunk(torch.cat(latents), task)
+        out, start = {}, 0
+        for name, latent in zip(obs, latents, strict=True):
+            rows = slice(start, start + len(latent))
+            local = self.get_buffer(f"local:{name}")[task[rows]]
+            mean, log_std = self.heads[name](features[rows], local).float().chunk(2, 1)
+            out[name] = mean, log_std.clamp(self.low, self.high)
+            start = rows.stop
+        return out
+
+    def to_unit(self, action: Tensor, group: str) -> Tensor:
+        """The environment's bounds to [-1, 1]."""
+        low, high = self.get_buffer(f"low:{group}"), self.get_buffer(f"high:{group}")
+        return (action - low) / (high - low) * 2 - 1
+
+    def to_env(self, action: Tensor, group: str) -> Tensor:
+        """[-1, 1] to the environment's bounds."""
+        low, high = self.get_buffer(f"low:{group}"), self.get_buffer(f"high:{group}")
+        return torch.clamp(low + (action + 1) / 2 * (high - low), low, high)
+
+
+class Critic(nn.Module):
+    """Q(s, a): the action joins the ``vector`` leaf; perception per group, one trunk, one head (per task)."""
+
+    def __init__(self, spec: Spec, config: Config) -> None:
+        super().__init__()
+        groups = tuple(dataclasses.replace(group, leaves=_with_action(group)) for group in spec.groups)
+        trunk = config.critic_trunk or config.trunk
+        self.perception = Perception(dataclasses.replace(spec, groups=groups), config.perception, state=True)
+        self.trunk = make_trunk(trunk, self.perception.width, len(spec.tasks))
+        out = 1 if config.critic == "mse" else config.atoms
+        self.head = TaskMLP(len(spec.tasks) if self.trunk.per_task else 1, (int(self.trunk.out), out))
+
+    def forward(self, obs: Mapping[str, Mapping[str, Tensor]], action: Mapping[str, Tensor], task: Tensor) -> Tensor:
+        """Leaves and actions in [-1, 1] per group, tasks [n] of their rows -> [n, 1] values or [n, atoms] logits."""
+        latents = [
+            self.perception({**leaves, "vector": torch.cat((leaves["vector"], action[name]), 1)}, name)
+            if "vector" in leaves
+            else self.perception({**leaves, "vector": action[name]}, name)
+            for name, leaves in obs.items()
+        ]
+        features = self.trunk(torch.cat(latents), task)
+        return self.head(features, task if self.trunk.per_task else torch.zeros_like(task))
+
+
+def _with_action(group: Group) -> dict[str, Box]:
+    own = [group.leaves["vector"]] if "vector" in group.leaves else []
+    ends = np.ones(group.action.shape, np.float32)
+    low = np.concatenate([*(box.low for box in own), -ends])
+    high = np.concatenate([*(box.high for box in own), ends])
+    return {**group.leaves, "vector": Box(low, high, dtype=np.float32)}
+
+
+class SACActor:
+    """Acts for the rows of one vector, all of them in one batch: uniformly at random until the agent is warm, then by
+    a sample (``explore``) or the mode of its policy."""
+
+    def __init__(self, agent: SAC, layout: Layout, explore: bool) -> None:
+        self.agent, self.layout, self.explore = agent, layout, explore
+        self.generator = torch.Generator(agent.device).manual_seed(agent.seed + 1)
+
+    @torch.no_grad()
+    def __call__(self, obs: Obs) -> Decision:
+        agent = self.agent
+        rows = {group.name: self.layout.rows[group.name] for group in agent.spec.groups if group.name in obs.leaves}
+        task = torch.as_tensor(np.concatenate([obs.task[part] for part in rows.values()]), device=agent.device)
+        leaves = {name: to_tensors(obs.leaves[name], agent.device) for name in rows}
+        action: dict[str, Array] = {}
+        with matmul(agent.route, agent.device):
+            outputs = agent.policy(leaves, task)
+        for name, (mean, log_std) in outputs.items():
+            if self.explore and not agent.warm:
+                unit = torch.empty_like(mean).uniform_(-1, 1, generator=self.generator)
+            elif self.explore:
+                unit = torch.tanh(mean + log_std.exp() * torch.empty_like(mean).normal_(generator=self.generator))
+            else:
+                unit = torch.tanh(mean)
+            action[name] = agent.policy.to_env(unit, name).cpu().numpy()
+        return Decision(action, {})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
