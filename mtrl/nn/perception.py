@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from mtrl.types import Group, Spec
 
 SMALL = 16
-"""Images of at most this height and width are grids of ids (MiniGrid: 7x7); larger ones are pictures."""
+"""Images of at most this height and width go through 2x2 convolutions, larger ones through the Nature CNN."""
+
+IDS = 64
+"""Small images whose space says that all values are below this are grids of ids (MiniGrid: object, colour, state)."""
 
 
 class PerceptionConfig(BaseModel):
@@ -25,10 +28,7 @@ class PerceptionConfig(BaseModel):
 
     width: int | None = Field(None, ge=1, description="width of the latents; None: as they come, or the widest group's")
     vector: tuple[int, ...] = Field((), description="hidden layers on the vector leaf; () leaves it as it is")
-    grid: Literal["onehot", "cast"] = Field("onehot", description="cells of small images: one-hot ids, or raw numbers")
-    planes: tuple[int, ...] = Field(
-        (11, 6, 3), description="ids per channel where the space's bounds do not tell (MiniGrid: object, colour, state)"
-    )
+    grid: Literal["onehot", "cast"] = Field("onehot", description="cells of a grid of ids: one-hots, or raw numbers")
     channels: tuple[int, ...] = Field(
         (16, 32, 64), description="2x2 convolutions on small images (MOORE's MiniGrid CNN)"
     )
@@ -54,17 +54,28 @@ def mlp(sizes: tuple[int, ...], activation: str, *, layer_norm: bool = False, la
 
 
 class GridCNN(nn.Module):
-    """2x2 convolutions over a small grid of ids, [n, c, h, w] uint8 -> [n, out]; tanh after the last one.
+    """2x2 convolutions over a small image, [n, c, h, w] uint8 -> [n, out]; tanh after the last one.
 
     The network of MOORE's MiniGrid baselines (https://arxiv.org/abs/2311.11385), with one-hot cells as an option. A
     2x2 convolution is written as four shifted views and one matrix product: on a CPU that is faster than ``conv2d`` at
-    this size, and one-hots cost nothing to store.
+    this size.
+
+    Args:
+        shape: (c, h, w).
+        planes: number of ids per channel, for one-hot cells; None: the numbers times ``scale``.
+        channels: outputs of each convolution.
+        scale: of raw numbers.
     """
 
-    def __init__(self, shape: tuple[int, ...], planes: tuple[int, ...] | None, channels: tuple[int, ...]) -> None:
+    ids: Tensor | None
+    plane: Tensor
+
+    def __init__(
+        self, shape: tuple[int, ...], planes: tuple[int, ...] | None, channels: tuple[int, ...], scale: float = 1.0
+    ) -> None:
         super().__init__()
         c, h, w = shape
-        self.ids: Tensor | None
+        self.scale = scale
         if planes is None:
             self.ids = None
             width = c
@@ -82,7 +93,7 @@ class GridCNN(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         x = image.permute(0, 2, 3, 1)
-        x = x.float() if self.ids is None else (x[..., self.plane] == self.ids).float()
+        x = x.float() * self.scale if self.ids is None else (x[..., self.plane] == self.ids).float()
         for i, layer in enumerate(self.layers):
             if i:
                 x = torch.relu(x)
@@ -105,7 +116,8 @@ class NatureCNN(nn.Module):
             nn.ReLU(),
             nn.Conv2d(64, 64, 3),
             nn.ReLU(),
-        ).to(memory_format=torch.channels_last)
+        )
+        self.convs.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - not in torch's stubs
         with torch.no_grad():
             flat = self.convs(torch.zeros(1, *shape)).numel()
         self.linear = nn.Linear(flat, self.out)
@@ -197,23 +209,19 @@ class Perception(nn.Module):
 
 def _image(group: Group, config: PerceptionConfig) -> nn.Module:
     box = group.leaves["image"]
-    c, h, w = box.shape
+    _, h, w = box.shape
     if max(h, w) > SMALL:
         if min(h, w) < 36:
             raise ValueError(f"group {group.name!r}: a {h}x{w} picture is too small for the Nature CNN (36x36)")
         return NatureCNN(box.shape)
     if min(h, w) <= len(config.channels):
         raise ValueError(f"group {group.name!r}: {len(config.channels)} 2x2 convolutions need more than a {h}x{w} grid")
+    highest = [int(plane.max()) for plane in box.high]
+    if max(highest) >= IDS:  # not ids: a small picture
+        return GridCNN(box.shape, None, config.channels, scale=1 / 255)
     if config.grid == "cast":
         return GridCNN(box.shape, None, config.channels)
-    highest = [int(plane.max()) for plane in box.high]
-    planes = tuple(high + 1 for high in highest) if max(highest) < 64 else config.planes
-    if len(planes) != c:
-        raise ValueError(
-            f"group {group.name!r}: its grid has {c} channels, perception.planes names {len(planes)}; "
-            "set planes to the number of ids per channel, or grid='cast'"
-        )
-    return GridCNN(box.shape, planes, config.channels)
+    return GridCNN(box.shape, tuple(high + 1 for high in highest), config.channels)
 
 
 def to_tensors(leaves: Mapping[str, np.ndarray], device: torch.device | str) -> dict[str, Tensor]:

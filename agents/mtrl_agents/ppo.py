@@ -1,0 +1,507 @@
+"""Proximal policy optimisation for any mix of tasks.
+
+Schulman et al. 2017 (https://arxiv.org/abs/1707.06347) with generalised advantages (https://arxiv.org/abs/1506.02438)
+and the details collected by Huang et al. 2022 (https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/).
+What several tasks add follows the multi-task PPO of MOORE (https://arxiv.org/abs/2311.11385): a head per task,
+advantages normalised per task, separate networks for actor and critic; value targets are normalised per task as in
+MAPPO (https://arxiv.org/abs/2103.01955), whose critic also reads a team's global state. Every task has an equal share
+in every loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from mtrl.nn.heads import ActionHead, Distribution, ValueHead, orthogonal_
+from mtrl.nn.normalizers import TaskMoments, normalize_per_task
+from mtrl.nn.perception import Perception, PerceptionConfig, to_tensors
+from mtrl.nn.trunk import Memory, TrunkConfig, make_trunk
+from mtrl.rollout import Rollout, Successors, gae
+from mtrl.types import Array, Decision, Layout, Obs, Spec, Step
+
+BLOCK = 2048  # rows in one forward pass without gradients: bounds the memory that a rollout of pictures takes
+
+
+class Rows(NamedTuple):
+    """Observations of t steps x n rows: ``leaves[g][leaf]`` [t, n_g, ...]; ``task``, ``first`` [t, n]."""
+
+    leaves: dict[str, dict[str, Tensor]]
+    task: Tensor
+    first: Tensor
+
+
+class Body(nn.Module):
+    """Perception -> trunk -> optional memory."""
+
+    def __init__(self, spec: Spec, config: PPO.Config, *, state: bool) -> None:
+        super().__init__()
+        self.perception = Perception(spec, config.perception, state=state)
+        self.trunk = make_trunk(config.trunk, self.perception.width, len(spec.tasks))
+        self.memory = Memory(self.trunk.out, config.memory) if config.memory else None
+        self.out = config.memory or self.trunk.out
+
+    def forward(self, rows: Rows, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Rows and the memory [n, H] before them -> features [t, n, out] and the memory after them."""
+        t, n = rows.task.shape
+        latents = [
+            self.perception({leaf: x.flatten(0, 1) for leaf, x in leaves.items()}, group).unflatten(0, (t, -1))
+            for group, leaves in rows.leaves.items()
+        ]
+        joined = latents[0] if len(latents) == 1 else torch.cat(latents, 1)
+        features = self.trunk(joined.flatten(0, 1), rows.task.flatten()).unflatten(0, (t, n))
+        if self.memory is None or state is None:
+            return features, None
+        return self.memory(features, rows.first, state)
+
+
+class ActorCritic(nn.Module):
+    """Policy and value networks; ``critic`` is ``actor`` itself if they share."""
+
+    def __init__(self, spec: Spec, config: PPO.Config) -> None:
+        super().__init__()
+        self.actor = Body(spec, config, state=False)
+        self.critic = self.actor if config.share else Body(spec, config, state=True)
+        per_task = bool(self.actor.trunk.per_task)
+        make = {"hidden": config.head, "per_task": per_task, "activation": config.head_activation}
+        self.policy = nn.ModuleDict({g.name: ActionHead(g, self.actor.out, **make) for g in spec.groups})
+        self.value = ValueHead(len(spec.tasks), self.critic.out, **make)
+        orthogonal_(self, 2**0.5)
+        for head in self.policy.values():
+            orthogonal_(head.net.layers[-1], 0.01)  # a nearly uniform policy at the start
+        orthogonal_(self.value.net.layers[-1], 1.0)
+
+    def distributions(self, features: Tensor, rows: Rows) -> dict[str, Distribution]:
+        """Features [t, n, D] -> per group the distributions of its t * n_g actions."""
+        found, start = {}, 0
+        for group, leaves in rows.leaves.items():
+            stop = start + next(iter(leaves.values())).shape[1]
+            legal = leaves["legal"].flatten(0, 1) if "legal" in leaves else None
+            part = features[:, start:stop].flatten(0, 1)
+            found[group] = self.policy[group](part, rows.task[:, start:stop].flatten(), legal)
+            start = stop
+        return found
+
+    def values(self, features: Tensor, rows: Rows) -> Tensor:
+        """Features [t, n, D] -> normalised values [t, n]."""
+        return self.value(features.flatten(0, 1), rows.task.flatten()).view(rows.task.shape)
+
+
+class PPO:
+    """Learns Discrete, masked Discrete and Box actions of all groups at once, with or without memory."""
+
+    class Config(BaseModel):
+        """Defaults solve MiniGrid's MT3 with 8 copies of each task."""
+
+        model_config = ConfigDict(extra="forbid")
+
+        rollout: int = Field(250, ge=1, description="steps per row between updates (MOORE: 2000 per task)")
+        epochs: int = Field(8, ge=1, description="passes over the rollout (MOORE: 8)")
+        minibatches: int = Field(8, ge=1, description="parts of one pass, each with its share of every task")
+        lr: float = Field(1e-3, gt=0, description="Adam (MOORE: 1e-3)")
+        lr_decay_updates: int | None = Field(None, ge=1, description="updates after which a linear decay reaches 0")
+        gamma: float = Field(0.99, ge=0, le=1)
+        lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda")
+        clip: float = Field(0.2, gt=0, description="of the probability ratio")
+        value_clip: float | None = Field(None, gt=0, description="of the change of the normalised value; None: off")
+        entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus")
+        value_weight: float = Field(0.5, gt=0, description="weight of the value loss")
+        max_grad_norm: float | None = Field(0.5, gt=0, description="of actor and critic each")
+        target_kl: float | None = Field(None, gt=0, description="end the epochs when the policy has moved this far")
+        normalize_advantage: bool = Field(True, description="per task, over the rollout")
+        normalize_value: bool = Field(True, description="value targets by running moments of each task's returns")
+        share: bool = Field(False, description="one body for actor and critic")
+        memory: int = Field(0, ge=0, description="width of a GRU behind the trunk; 0: none")
+        chunk: int = Field(25, ge=1, description="steps that gradients flow back through the memory; divides rollout")
+        head: tuple[int, ...] = Field((128,), description="hidden layers of the heads")
+        head_activation: str = Field("tanh", pattern="^(tanh|relu)$")
+        perception: PerceptionConfig = PerceptionConfig()
+        trunk: TrunkConfig = TrunkConfig()
+
+    def __init__(self, spec: Spec, config: Config, *, seed: int, device: str = "cpu") -> None:
+        self.spec, self.config, self.seed = spec, config, seed
+        self.device = torch.device(device)
+        _check(spec, config)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.net = ActorCritic(spec, config).to(self.device)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, eps=1e-5, fused=True)
+        actor = [*self.net.actor.parameters(), *self.net.policy.parameters()]
+        critic = [*self.net.value.parameters(), *([] if config.share else self.net.critic.parameters())]
+        self.parameters = [actor + critic] if config.share else [actor, critic]  # each is clipped by its own norm
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rollout = Rollout(spec, config.rollout)
+        self.scale = TaskMoments(len(spec.tasks))
+        self.critic_memory: Tensor | None = None  # the critic's own memory where the rollout starts, [n, H]
+        self.updates = 0
+
+    def actor(self, layout: Layout, *, explore: bool) -> PPOActor:
+        """Decides with the current networks: ``explore`` samples, otherwise the distribution's mode."""
+        return PPOActor(self, layout, explore)
+
+    def observe(self, step: Step) -> None:
+        self.rollout.add(step)
+
+    def update(self) -> Mapping[str, float]:
+        """Learn if the rollout is full.
+
+        The action that the environments execute right now was chosen before this update; its stored log-probability
+        is that of the policy which chose it, so its ratio in the next rollout is exact.
+
+        Raises:
+            FloatingPointError: something is not finite; names it, the tasks and the update.
+        """
+        if not self.rollout.full:
+            return {}
+        config = self.config
+        if config.lr_decay_updates:
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.lr * max(0.0, 1 - self.updates / config.lr_decay_updates)
+        data, metrics = self._prepare()
+        sums: dict[str, list[float]] = {}
+        epochs = 0
+        while epochs < config.epochs:
+            epochs += 1
+            divergence = []
+            for part in self._minibatches(data):
+                terms = self._step(part)
+                divergence.append(terms["approx_kl"])
+                for name, value in terms.items():
+                    sums.setdefault(name, []).append(value)
+            if config.target_kl and np.mean(divergence) > config.target_kl:
+                break
+        self.rollout.clear()
+        self.updates += 1
+        metrics |= {f"losses/{name}": float(np.mean(values)) for name, values in sums.items()}
+        metrics["losses/epochs"] = float(epochs)
+        metrics["charts/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        moments = self.optimizer.state_dict()["state"]
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": {str(key): dict(value) for key, value in moments.items()},
+            "generator": self.generator.get_state(),
+            "rollout": self.rollout.state_dict(),
+            "scale": self.scale.state_dict(),
+            "critic_memory": self.critic_memory,
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.net.load_state_dict(state["net"])
+        moments = {int(key): value for key, value in state["optimizer"].items()}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.generator.set_state(state["generator"])
+        self.rollout.load_state_dict(state["rollout"])
+        self.scale.load_state_dict(state["scale"])
+        memory = state["critic_memory"]
+        self.critic_memory = None if memory is None else memory.to(self.device)
+        self.updates = int(state["updates"])
+
+    # ------------------------------------------------------------------------------------------------ learning
+    def _prepare(self) -> tuple[_Data, dict[str, float]]:
+        """Values and advantages of the whole rollout, in one pass of the critic, then cut into items to draw from."""
+        roll, config = self.rollout, self.config
+        value, critic_state = self._rollout_values()
+        next_value = np.zeros_like(value)
+        next_value[:-1] = value[1:]
+        ends = roll.successors()
+        if len(ends.t):
+            next_value[ends.t, ends.row] = self._successor_values(ends, critic_state)
+        for name, array in {"reward": roll.reward, "value": value, "log_prob": roll.extras["log_prob"]}.items():
+            self._guard(name, array, roll.task, roll.valid)
+        advantage = gae(
+            roll.reward, value, next_value, roll.terminated, roll.truncated, gamma=config.gamma, lam=config.lam
+        )
+        returns = advantage + value
+        metrics = self._explained(returns, value)
+        if config.normalize_value:
+            self.scale.update(returns[roll.valid], roll.task[roll.valid])
+        if config.normalize_advantage:
+            advantage = normalize_per_task(advantage, roll.task, roll.valid)
+        columns = {
+            "advantage": advantage.astype(np.float32),
+            "target": self._normalized(returns).astype(np.float32),
+            "old_value": self._normalized(value).astype(np.float32),
+            "log_prob": roll.extras["log_prob"],
+            "task": roll.task,
+            "first": roll.first,
+            "valid": roll.valid,
+        }
+        return _Data(self, columns, critic_state), metrics
+
+    def _normalized(self, values: Array) -> Array:
+        return self.scale.normalize(values, self.rollout.task) if self.config.normalize_value else values
+
+    @torch.no_grad()
+    def _rollout_values(self) -> tuple[Array, Tensor | None]:
+        """Values [t, n] of the stored observations, float64, and the critic's memory before each, [t, n, H]."""
+        roll, out, states = self.rollout, [], []
+        n = roll.task.shape[1]
+        state = self.critic_memory
+        if self.config.memory and self.config.share:
+            state = torch.as_tensor(roll.extras["memory"][0], device=self.device)
+        elif self.config.memory and state is None:
+            state = torch.zeros(n, self.config.memory, device=self.device)
+        block = max(1, BLOCK // n)
+        for start in range(0, roll.length, block):
+            rows = self._rows(roll.leaves, roll.task, roll.first, slice(start, start + block))
+            before = state
+            features, state = self.net.critic(rows, state)
+            out.append(self.net.values(features, rows))
+            if before is not None:
+                states.append(torch.cat((before[None], features[:-1])))
+        self.critic_memory = state
+        value = torch.cat(out).double().cpu().numpy()
+        if self.config.normalize_value:
+            value = self.scale.denormalize(value, roll.task)
+        return value, torch.cat(states) if states else None
+
+    @torch.no_grad()
+    def _successor_values(self, ends: Successors, critic_state: Tensor | None) -> Array:
+        """Values [m] of the observations behind truncations and behind the last step."""
+        roll, parts, start = self.rollout, [], 0
+        for group, leaves in ends.leaves.items():
+            m = len(next(iter(leaves.values())))
+            t, row = ends.t[start : start + m], ends.row[start : start + m]
+            start += m
+            task = roll.task[t, row]
+            # The memory before a successor is the one after its predecessor: one step further than the stored one.
+            memory = None
+            if critic_state is not None:
+                before = {
+                    g: {leaf: x[t, row - roll.rows[g].start][None] for leaf, x in own.items()}
+                    for g, own in roll.leaves.items()
+                    if g == group
+                }
+                rows = self._rows(before, task[None], roll.first[t, row][None], slice(None))
+                memory = self.net.critic(rows, critic_state[t, row])[1]
+            found = {group: {leaf: x[None] for leaf, x in leaves.items()}}
+            rows = self._rows(found, task[None], np.zeros((1, m), bool), slice(None))
+            value = self.net.values(self.net.critic(rows, memory)[0], rows)[0].double().cpu().numpy()
+            parts.append(self.scale.denormalize(value, task) if self.config.normalize_value else value)
+        return np.concatenate(parts)
+
+    def _rows(self, leaves: Mapping[str, Mapping[str, Array]], task: Array, first: Array, at: slice) -> Rows:
+        """Steps ``at`` of arrays [t, n, ...] as tensors."""
+        return Rows(
+            {g: to_tensors({leaf: x[at] for leaf, x in own.items()}, self.device) for g, own in leaves.items()},
+            torch.as_tensor(task[at], device=self.device),
+            torch.as_tensor(first[at], device=self.device),
+        )
+
+    def _minibatches(self, data: _Data) -> Iterator[_Part]:
+        """One pass: every task's items in random order, cut into equal parts; rows stay sorted by group and task."""
+        shares = [
+            [
+                items[torch.randperm(len(items), generator=self.generator)].tensor_split(self.config.minibatches)
+                for items in own
+            ]
+            for own in data.items
+        ]
+        for k in range(self.config.minibatches):
+            picked = [torch.cat([share[k] for share in own]) for own in shares]
+            if sum(map(len, picked)):
+                yield data.part(picked)
+
+    def _step(self, part: _Part) -> dict[str, float]:
+        """One gradient step on one minibatch [t, m]."""
+        config, rows = self.config, part.rows
+        features, _ = self.net.actor(rows, part.actor_memory)
+        policies = self.net.distributions(features, rows)
+        shape = {g: next(iter(leaves.values())).shape[:2] for g, leaves in rows.leaves.items()}
+        log_prob = torch.cat([d.log_prob(part.action[g].flatten(0, 1)).view(shape[g]) for g, d in policies.items()], 1)
+        entropy = torch.cat([d.entropy().view(shape[g]) for g, d in policies.items()], 1)
+        value = self.net.values(features if config.share else self.net.critic(rows, part.critic_memory)[0], rows)
+
+        weight = self._weights(rows.task, part.valid)
+        log_ratio = (log_prob - part.log_prob).masked_fill(~part.valid, 0.0)
+        ratio = log_ratio.exp()
+        gain = torch.minimum(ratio * part.advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * part.advantage)
+        error = (value - part.target).square()
+        if config.value_clip is not None:
+            near = part.old_value + (value - part.old_value).clamp(-config.value_clip, config.value_clip)
+            error = torch.maximum(error, (near - part.target).square())
+        losses = {"policy": -gain, "value": 0.5 * error, "entropy": entropy}
+        policy, critic, bonus = ((loss.masked_fill(~part.valid, 0.0) * weight).sum() for loss in losses.values())
+        loss = policy + 2 * config.value_weight * critic - config.entropy * bonus
+        if not torch.isfinite(loss):
+            for name, each in losses.items():
+                self._guard(
+                    f"{name} loss", each.detach().cpu().numpy(), rows.task.cpu().numpy(), part.valid.cpu().numpy()
+                )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        limit = config.max_grad_norm or float("inf")
+        norms = [nn.utils.clip_grad_norm_(own, limit) for own in self.parameters]
+        if not all(map(torch.isfinite, norms)):
+            bad = [
+                name for name, p in self.net.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+            ]
+            tasks = sorted({self.spec.tasks[t].name for t in rows.task.flatten().tolist()})
+            raise FloatingPointError(
+                f"gradient of {', '.join(bad)} is not finite in update {self.updates} (tasks {', '.join(tasks)})"
+            )
+        self.optimizer.step()
+        with torch.no_grad():
+            clipped = (((ratio - 1).abs() > config.clip).float() * weight).sum()
+            divergence = ((ratio - 1 - log_ratio) * weight).sum()
+        terms = {"policy": policy, "value": critic, "entropy": bonus, "approx_kl": divergence, "clip_fraction": clipped}
+        return {name: float(term.detach()) for name, term in terms.items()}
+
+    def _weights(self, task: Tensor, valid: Tensor) -> Tensor:
+        """Weights [t, m] that sum to 1, an equal share for each task that is present."""
+        count = torch.bincount(task.flatten(), valid.flatten().float(), minlength=len(self.spec.tasks))
+        return valid / (count[task].clamp(min=1) * (count > 0).sum())
+
+    def _explained(self, returns: Array, value: Array) -> dict[str, float]:
+        """Share of the returns' variance that the critic explains, per task and their mean."""
+        found: dict[str, float] = {}
+        for index, task in enumerate(self.spec.tasks):
+            own = self.rollout.valid & (self.rollout.task == index)
+            variance = returns[own].var() if own.any() else 0.0
+            if variance > 0:
+                found[f"losses/explained_variance/{task.name}"] = 1 - (returns - value)[own].var() / variance
+        return {**found, "losses/explained_variance": float(np.mean(list(found.values())))} if found else {}
+
+    def _guard(self, name: str, array: Array, task: Array, valid: Array) -> None:
+        """Raise if an entry [t, n] that counts is not finite."""
+        bad = valid & ~np.isfinite(array)
+        if bad.any():
+            tasks = ", ".join(self.spec.tasks[t].name for t in np.unique(task[bad]))
+            raise FloatingPointError(f"{name} is not finite for {tasks} in update {self.updates}")
+
+
+class _Part(NamedTuple):
+    """A minibatch: arrays [t, m], memories [m, H] before the first step."""
+
+    rows: Rows
+    action: dict[str, Tensor]
+    valid: Tensor
+    log_prob: Tensor
+    advantage: Tensor
+    target: Tensor
+    old_value: Tensor
+    actor_memory: Tensor | None
+    critic_memory: Tensor | None
+
+
+class _Data:
+    """A rollout cut into items: single steps, or with memory chunks of consecutive steps of one row.
+
+    Item (k, row) of K chunks x n rows has the number ``k * n + row``; arrays are [K * n, steps, ...].
+    """
+
+    def __init__(self, agent: PPO, columns: Mapping[str, Array], critic_state: Tensor | None) -> None:
+        roll, config = agent.rollout, agent.config
+        self.steps = config.chunk if config.memory else 1
+        self.device = agent.device
+        self.starts = {group: rows.start for group, rows in roll.rows.items()}
+        self.columns = {name: self._cut(array) for name, array in columns.items()}
+        self.leaves = {g: {leaf: self._cut(x) for leaf, x in own.items()} for g, own in roll.leaves.items()}
+        self.action = {}
+        for group, rows in roll.rows.items():
+            shape = agent.spec.group(group).action.shape
+            samples = roll.extras["sample"][:, rows, : shape[0]] if shape else roll.action[group]
+            self.action[group] = self._cut(samples)
+        self.actor_memory = self.critic_memory = None
+        if config.memory:
+            self.actor_memory = torch.as_tensor(roll.extras["memory"][:: self.steps], device=self.device).flatten(0, 1)
+        if critic_state is not None:
+            self.critic_memory = critic_state[:: self.steps].flatten(0, 1)
+        # Per group and task the numbers of the items that hold something to learn from.
+        n = roll.task.shape[1]
+        number = torch.arange(len(self.columns["task"]))
+        useful = self.columns["valid"].any(1).cpu()
+        first_task = self.columns["task"][:, 0].cpu()
+        self.num_rows = n
+        self.sizes = {group: rows.stop - rows.start for group, rows in roll.rows.items()}
+        self.items = [
+            [number[useful & (first_task == task)] for task in agent.spec.group(group).tasks] for group in roll.rows
+        ]
+
+    def _cut(self, array: Array) -> Tensor:
+        length, n = array.shape[:2]
+        x = torch.as_tensor(array, device=self.device).view(length // self.steps, self.steps, n, *array.shape[2:])
+        return x.transpose(1, 2).reshape(-1, self.steps, *array.shape[2:])
+
+    def part(self, picked: list[Tensor]) -> _Part:
+        """The minibatch of these items, given per group."""
+        every = torch.cat(picked).to(self.device)
+        leaves, action = {}, {}
+        for items, (group, start) in zip(picked, self.starts.items(), strict=True):
+            own = (items // self.num_rows * self.sizes[group] + items % self.num_rows - start).to(self.device)
+            leaves[group] = {leaf: x[own].transpose(0, 1) for leaf, x in self.leaves[group].items()}
+            action[group] = self.action[group][own].transpose(0, 1)
+        column = {name: x[every].transpose(0, 1) for name, x in self.columns.items()}
+        return _Part(
+            Rows(leaves, column["task"], column["first"]),
+            action,
+            *(column[name] for name in ("valid", "log_prob", "advantage", "target", "old_value")),
+            *(None if memory is None else memory[every] for memory in (self.actor_memory, self.critic_memory)),
+        )
+
+
+class PPOActor:
+    """Decides for one vector's rows with the agent's current policy; owns its memory and its randomness."""
+
+    def __init__(self, agent: PPO, layout: Layout, explore: bool) -> None:
+        self.agent, self.explore = agent, explore
+        self.rows = dict(sorted(layout.rows.items(), key=lambda pair: pair[1].start))
+        self.rows = {group: rows for group, rows in self.rows.items() if rows.stop > rows.start}
+        boxes = [agent.spec.group(group).action.shape for group in self.rows]
+        self.sample_width = max((shape[0] for shape in boxes if shape), default=0)
+        self.generator = torch.Generator(agent.device).manual_seed(2 * agent.seed + int(explore))
+        width = agent.config.memory
+        self.memory = torch.zeros(layout.num_rows, width, device=agent.device) if width else None
+
+    @torch.no_grad()
+    def __call__(self, obs: Obs) -> Decision:
+        """Actions and, for the learner, ``log_prob`` [N], ``sample`` [N, a] (unclipped, if there are Box actions) and
+        ``memory`` [N, H] (before this step, if there is one)."""
+        agent = self.agent
+        leaves = {group: {leaf: x[None] for leaf, x in obs.leaves[group].items()} for group in self.rows}
+        rows = agent._rows(leaves, obs.task[None], obs.first[None], slice(None))
+        before = self.memory
+        features, self.memory = agent.net.actor(rows, before)
+        action: dict[str, Array] = {}
+        log_probs: list[Tensor] = []
+        sample = np.zeros((len(obs.task), self.sample_width), np.float32)
+        for group, policy in agent.net.distributions(features, rows).items():
+            drawn = policy.sample(self.generator) if self.explore else policy.mode()
+            action[group] = agent.net.policy[group].to_env(drawn).cpu().numpy()
+            log_probs.append(policy.log_prob(drawn))
+            if drawn.is_floating_point():
+                sample[self.rows[group], : drawn.shape[1]] = drawn.cpu().numpy()
+        extras = {"log_prob": torch.cat(log_probs).cpu().numpy()}
+        if self.sample_width:
+            extras["sample"] = sample
+        if before is not None:
+            extras["memory"] = before.cpu().numpy()
+        return Decision(action, extras)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state(), "memory": self.memory}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        memory = state["memory"]
+        self.memory = None if memory is None else memory.to(self.agent.device)
+
+
+def _check(spec: Spec, config: PPO.Config) -> None:
+    if config.memory and config.rollout % config.chunk:
+        raise ValueError(f"chunk={config.chunk} must divide rollout={config.rollout}")
+    for group in spec.groups:
+        if config.share and "state" in group.leaves:
+            raise ValueError(
+                f"group {group.name!r} has a global state for the critic, which the actor must not see: set share=false"
+            )

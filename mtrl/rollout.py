@@ -1,0 +1,204 @@
+"""On-policy memory: the last steps of every row, and generalised advantage estimation over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtrl.types import Array, Obs, Spec, Step
+
+
+def gae(
+    reward: Array,
+    value: Array,
+    next_value: Array,
+    terminated: Array,
+    truncated: Array,
+    *,
+    gamma: float,
+    lam: float,
+) -> Array:
+    """Generalised advantage estimation (Schulman et al. 2016, https://arxiv.org/abs/1506.02438), [t, n] float64.
+
+    ``delta = r + gamma * V(s') * (not terminated) - V(s)``, summed with weights ``(gamma * lam)^k`` up to the episode's
+    end. A truncated episode bootstraps from its true successor; a terminated one does not; neither lets the next
+    episode leak in.
+
+    Args:
+        reward, value: [t, n], of the transition and of its observation.
+        next_value: [t, n], of the transition's true successor (ignored where terminated).
+        terminated, truncated: [t, n] bool.
+    """
+    delta = reward.astype(np.float64) + gamma * np.where(terminated, 0.0, next_value) - value
+    carry = gamma * lam * ~(terminated | truncated)
+    advantage = np.empty_like(delta)
+    running = np.zeros(delta.shape[1])
+    for t in range(len(delta) - 1, -1, -1):
+        running = delta[t] + carry[t] * running
+        advantage[t] = running
+    return advantage
+
+
+class Successors(NamedTuple):
+    """The observations whose value cannot be read off the following step: transition (t[i], row[i]) led there.
+
+    ``leaves[g]`` holds those of group g; ``t`` and ``row`` [m] int64 follow the order of the groups' rows.
+    """
+
+    t: Array
+    row: Array
+    leaves: dict[str, dict[str, Array]]
+
+
+class Rollout:
+    """``length`` consecutive steps of every row, as arrays [length, n, ...].
+
+    Args:
+        spec: names the groups; the number of rows is learned from the first step.
+        length: steps per row.
+
+    Attributes:
+        rows: {group: its rows}, in row order; empty until the first step.
+        size: steps stored so far.
+        leaves: {group: {leaf: [length, n_g, ...]}}, the observations.
+        extras: {name: [length, n, ...]}, what the actor left with its decisions.
+        action: {group: [length, n_g, ...]}, what was sent to the environment.
+        reward, terminated, truncated, task, first, valid: [length, n]. A row's death inside a living team counts as
+            termination of that row. ``valid`` is false where a row was inactive or dead: learn nothing from it.
+    """
+
+    def __init__(self, spec: Spec, length: int) -> None:
+        self.spec, self.length = spec, length
+        self.size = 0
+        self.rows: dict[str, slice] = {}
+        self.leaves: dict[str, dict[str, Array]] = {}
+        self.extras: dict[str, Array] = {}
+        self.action: dict[str, Array] = {}
+        self._ends: list[tuple[int, dict[str, Array], dict[str, dict[str, Array]]]] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to learn."""
+        return self.size == self.length
+
+    def add(self, step: Step) -> None:
+        """Store one step of every row.
+
+        Raises:
+            RuntimeError: the rollout is full; ``clear`` it first.
+        """
+        if self.full:
+            raise RuntimeError(
+                f"the rollout already holds {self.length} steps: learn from it (update) before adding more"
+            )
+        if not self.rows:
+            self._allocate(step)
+        t = self.size
+        alive, next_alive = self._alive(step.obs), self._alive(step.next)
+        self.valid[t] = step.active & alive
+        self.terminated[t] = step.terminated | (alive & ~next_alive)
+        self.truncated[t] = step.truncated & ~self.terminated[t]
+        self.reward[t], self.task[t], self.first[t] = step.reward, step.obs.task, step.obs.first
+        for group, rows in self.leaves.items():
+            for leaf, array in rows.items():
+                array[t] = step.obs.leaves[group][leaf]
+            self.action[group][t] = step.decision.action[group]
+        for name, array in self.extras.items():
+            array[t] = step.decision.extras[name]
+        self.size += 1
+        wanted = self.valid[t] & (self.truncated[t] | (self.full & ~self.terminated[t]))
+        if wanted.any():
+            picked = {group: np.flatnonzero(wanted[rows]) for group, rows in self.rows.items() if wanted[rows].any()}
+            found = {g: {leaf: step.next.leaves[g][leaf][at] for leaf in self.leaves[g]} for g, at in picked.items()}
+            self._ends.append((t, picked, found))
+
+    def successors(self) -> Successors:
+        """Every truncated transition's true successor, and the last step's."""
+        ts, rows, leaves = [], [], {}
+        for group, own in self.rows.items():
+            ends = [(t, picked[group], found[group]) for t, picked, found in self._ends if group in picked]
+            if ends:
+                ts += [np.full(len(picked), t) for t, picked, _ in ends]
+                rows += [picked + own.start for _, picked, _ in ends]
+                leaves[group] = {leaf: np.concatenate([f[leaf] for _, _, f in ends]) for leaf in self.leaves[group]}
+        none = [np.zeros(0, np.int64)]
+        return Successors(np.concatenate(ts or none), np.concatenate(rows or none), leaves)
+
+    def clear(self) -> None:
+        """Forget the steps, keep the arrays."""
+        self.size = 0
+        self._ends = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The stored steps as nested plain data."""
+        if not self.rows:
+            return {"size": 0, "rows": {}}
+        n = self.size
+        return {
+            "size": n,
+            "rows": {group: [rows.start, rows.stop] for group, rows in self.rows.items()},
+            "leaves": {g: {leaf: array[:n].copy() for leaf, array in own.items()} for g, own in self.leaves.items()},
+            "action": {group: array[:n].copy() for group, array in self.action.items()},
+            "extras": {name: array[:n].copy() for name, array in self.extras.items()},
+            "fields": {name: getattr(self, name)[:n].copy() for name in _FIELDS},
+            "ends": [{"t": t, "picked": dict(picked), "leaves": found} for t, picked, found in self._ends],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state_dict``'s answer."""
+        self.__init__(self.spec, self.length)
+        if not state["rows"]:
+            return
+        self.size = int(state["size"])
+        self.rows = {group: slice(*bounds) for group, bounds in state["rows"].items()}
+        self.leaves = {
+            g: {leaf: self._grow(array) for leaf, array in own.items()} for g, own in state["leaves"].items()
+        }
+        self.action = {group: self._grow(array) for group, array in state["action"].items()}
+        self.extras = {name: self._grow(array) for name, array in state["extras"].items()}
+        for name in _FIELDS:
+            setattr(self, name, self._grow(state["fields"][name]))
+        self._ends = [
+            (
+                int(end["t"]),
+                {group: np.asarray(at) for group, at in end["picked"].items()},
+                {g: {leaf: np.asarray(x) for leaf, x in own.items()} for g, own in end["leaves"].items()},
+            )
+            for end in state["ends"]
+        ]
+
+    def _allocate(self, step: Step) -> None:
+        task = step.obs.task
+        found = {group.name: np.flatnonzero(np.isin(task, group.tasks)) for group in self.spec.groups}
+        owned = [(name, rows) for name, rows in found.items() if len(rows)]
+        self.rows = {name: slice(int(r[0]), int(r[-1]) + 1) for name, r in sorted(owned, key=lambda pair: pair[1][0])}
+        self.leaves = {
+            group: {leaf: self._like(array) for leaf, array in step.obs.leaves[group].items()} for group in self.rows
+        }
+        self.action = {group: self._like(step.decision.action[group]) for group in self.rows}
+        self.extras = {name: self._like(array) for name, array in step.decision.extras.items()}
+        shape = (self.length, len(task))
+        self.reward = np.zeros(shape)
+        self.task = np.zeros(shape, np.int64)
+        self.terminated, self.truncated, self.first, self.valid = (np.zeros(shape, bool) for _ in range(4))
+
+    def _alive(self, obs: Obs) -> Array:
+        alive = np.ones(len(obs.task), bool)
+        for group, rows in self.rows.items():
+            if "alive" in obs.leaves[group]:
+                alive[rows] = obs.leaves[group]["alive"]
+        return alive
+
+    def _like(self, array: Array) -> Array:
+        return np.zeros((self.length, *array.shape), array.dtype)
+
+    def _grow(self, array: Array) -> Array:
+        array = np.asarray(array)
+        whole = np.zeros((self.length, *array.shape[1:]), array.dtype)
+        whole[: len(array)] = array
+        return whole
+
+
+_FIELDS = ("reward", "terminated", "truncated", "task", "first", "valid")
