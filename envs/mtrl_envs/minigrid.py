@@ -96,8 +96,8 @@ class MiniGridAdapter(gym.Env[Any, Any]):
     """One MiniGrid or BabyAI environment as the leaves of the contract.
 
     Observation: ``image`` [3, 7, 7] uint8 of ids (object 0-10, colour 0-5, state 0-2; channel, column, row),
-    ``direction`` [4] float32 one-hot and, where the mission varies between episodes, ``tokens`` [64] int32. All are
-    read-only. ``info["success"]`` is true at the terminating step that pays. Truncation is the environment's own (its
+    ``direction`` [4] float32 one-hot and, where the mission varies between episodes, ``tokens`` [64] int32.
+    ``info["success"]`` is true at the terminating step that pays. Truncation is the environment's own (its
     ``max_steps``, which also scales the reward); a step that does both counts as terminated.
 
     Args:
@@ -118,7 +118,7 @@ class MiniGridAdapter(gym.Env[Any, Any]):
         self._view = FastView(self.stock) if fast and _fast_is_exact() else None
         if self._view is not None:
             self.stock.gen_obs = self._view.gen_obs
-        self._mission = {}  # the leaf of the running episode, if it has one
+        self._tokens: np.ndarray | None = None  # of the running episode, if the mission varies
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -128,7 +128,7 @@ class MiniGridAdapter(gym.Env[Any, Any]):
             self._view.clear()
         obs, _ = self.stock.reset(seed=seed, options=options)
         if self._has_tokens:
-            self._mission = {"tokens": encode_mission(self.stock.mission)}
+            self._tokens = encode_mission(self.stock.mission)
         return self._leaves(obs), {"success": False}
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
@@ -143,11 +143,13 @@ class MiniGridAdapter(gym.Env[Any, Any]):
         self.stock.close()
 
     def _leaves(self, obs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        return {"image": obs["image"].transpose(2, 0, 1), "direction": _ONE_HOT[obs["direction"]], **self._mission}
+        leaves = {"image": obs["image"].transpose(2, 0, 1), "direction": _ONE_HOT[obs["direction"]].copy()}
+        if self._tokens is not None:
+            leaves["tokens"] = self._tokens.copy()
+        return leaves
 
 
 _ONE_HOT = np.eye(4, dtype=np.float32)
-_ONE_HOT.flags.writeable = False
 _MAX_ID = np.array([10, 5, 2], np.uint8)  # object, colour, state
 
 

@@ -58,7 +58,7 @@ class _Kinds(dict[Any, int]):
 
 
 class FastView:
-    """Replaces one environment's ``gen_obs``; same keys, values and dtypes as the original (the image is read-only).
+    """Replaces one environment's ``gen_obs``; same keys, values and dtypes as the original.
 
     Args:
         env: a ``MiniGridEnv`` with the usual 7x7 view.
@@ -90,7 +90,8 @@ class FastView:
         if seen is not None:
             kinds = (int.from_bytes(kinds, "big") & int.from_bytes(seen, "big")).to_bytes(_CELLS, "big")
         planes = kinds.translate(_OBJECT) + kinds.translate(_COLOR) + kinds.translate(_STATE)
-        image = np.frombuffer(planes, np.uint8).reshape(3, SIZE, SIZE).transpose(2, 1, 0)
+        # A bytearray, since users may write into an observation.
+        image = np.frombuffer(bytearray(planes), np.uint8).reshape(3, SIZE, SIZE).transpose(2, 1, 0)
         return {"image": image, "direction": env.agent_dir, "mission": env.mission}
 
 
