@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from gymnasium import spaces
+from gymnasium import Space, spaces
 from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -20,6 +20,7 @@ from mtrl.spaces import Codec, codec, make_spec
 from mtrl.types import Array, Assignment, Decision, Episode, Group, Journal, Layout, Obs, Schedule, Spec, Step, Task
 from mtrl.vector.schedule import Pinned
 from mtrl.vector.slots import PARKED, Buffers, EnvironmentFailedError, Place, Program, Runner, Slot, action_array
+from mtrl.vector.workers import Workers
 
 
 class Backend(Protocol):
@@ -115,7 +116,7 @@ class MultiTaskVectorEnv(VectorEnv):
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
-    spec: Spec  # pyright: ignore[reportIncompatibleVariableOverride]
+    spec: Spec  # pyright: ignore[reportIncompatibleVariableOverride]  # Gymnasium's is the id of one environment
 
     def __init__(
         self,
@@ -131,10 +132,11 @@ class MultiTaskVectorEnv(VectorEnv):
         if workers < 0:
             raise ValueError(f"workers={workers}: give 0 (this process) or the number of worker processes")
         codecs = [codec(task) for task in tasks]
-        self.spec = make_spec(tasks, codecs) if spec is None else spec
-        ids = _task_ids(tasks, self.spec)
-        program = _program(tasks, codecs, counts, ids, self.spec)
-        self._groups, self._places = program.groups, program.places
+        spec = make_spec(tasks, codecs) if spec is None else spec
+        self.spec = spec  # pyright: ignore[reportIncompatibleVariableOverride]
+        ids = _task_ids(tasks, spec)
+        program = _program(tasks, codecs, counts, ids, spec)
+        self._program, self._groups, self._places = program, program.groups, program.places
         of_task = dict(zip(ids, counts, strict=True))
         self.slot_tasks = tuple(
             task for group in program.groups for task in group.tasks if task in of_task for _ in range(of_task[task])
@@ -161,7 +163,7 @@ class MultiTaskVectorEnv(VectorEnv):
         self._seed = seed
         self._pending = self._started = False
         self._failure: EnvironmentFailedError | None = None
-        self._backend: Backend = InProcess(program)
+        self._backend: Backend = Workers(program, workers) if workers else InProcess(program)
 
     # ---------------------------------------------------------------------------------------------- native face
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -251,7 +253,9 @@ class MultiTaskVectorEnv(VectorEnv):
             self.episodes = [self._finish(slot) for slot in ended]
             self._set_next(ended)
             following = self._observe(leaves, ended)
-            self._guard(lambda: self._backend.rebalance([(s, *a) for s in ended if (a := self._current[s])]))
+            self._guard(
+                lambda: self._backend.rebalance([(s, a.task, a.seed) for s in ended if (a := self._current[s])])
+            )
         self.obs = following
         step = Step(before, decision, reward, terminated, truncated, success, after, was_active)
         return step, following
@@ -336,12 +340,11 @@ class MultiTaskVectorEnv(VectorEnv):
         self._next = [_assignment(slot["next"]) for slot in slots]
         actions = {place.slot: np.asarray(slots[place.slot]["actions"]) for place in self._places}
         rets = self._begin(actions)
-        for place, slot in zip(self._places, slots, strict=True):
-            if self._current[place.slot] and rets[place.slot] != slot["ret"]:
-                task, seed = self._current[place.slot] or (0, 0)
+        for slot, saved in enumerate(slots):
+            if rets[slot] != saved["ret"]:
                 raise EnvironmentFailedError(
-                    f"task {self.spec.tasks[task].name!r} (slot {place.slot}, seed {seed}): replaying its journal gave "
-                    f"the return {rets[place.slot]!r} instead of {slot['ret']!r}; reset(seed) must determine the episode"
+                    f"{self._buffers.where(self._program, slot)}: replaying its journal gave the return {rets[slot]!r} "
+                    f"instead of {saved['ret']!r}; reset(seed) must determine the episode"
                 )
         self._ret = np.array([float(slot["ret"]) for slot in slots])
         self._success = np.array([bool(slot["success"]) for slot in slots])
@@ -355,8 +358,8 @@ class MultiTaskVectorEnv(VectorEnv):
 
     def _make_spaces(self) -> None:
         sizes = {name: rows.stop - rows.start for name, rows in self.layout.rows.items()}
-        single = {group.name: spaces.Dict(dict(group.leaves)) for group in self._groups}
-        actions = {group.name: group.action for group in self._groups}
+        single: dict[str, Space[Any]] = {group.name: spaces.Dict(dict(group.leaves)) for group in self._groups}
+        actions: dict[str, Space[Any]] = {group.name: group.action for group in self._groups}
         self.single_observation_space, self.single_action_space = spaces.Dict(single), spaces.Dict(actions)
         self.observation_space = spaces.Dict({name: batch_space(space, sizes[name]) for name, space in single.items()})
         self.action_space = spaces.Dict({name: batch_space(space, sizes[name]) for name, space in actions.items()})

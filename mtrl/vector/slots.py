@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,10 +61,15 @@ class Buffers:
     Per group: ``action`` [n_g] or [n_g, a]; ``obs`` the current leaves [n_g, ...]; ``final`` the successors of
     ended episodes, valid in rows whose slot ended at the last step. Per row: ``reward`` float64, ``success``.
     Per slot: ``terminated``, ``truncated``, ``reported`` (the task has a success signal), ``next_task`` and
-    ``next_seed`` (what follows when the episode ends; ``PARKED`` for nothing), ``cost`` (seconds per step).
+    ``next_seed`` (what follows when the episode ends; ``PARKED`` for nothing), ``task``, ``seed`` and ``length`` (what
+    is played now and how many steps were taken), ``cost`` (seconds per step). ``busy`` is each worker's present slot.
+
+    Args:
+        program: what the arrays are for.
+        allocate: makes a zeroed block of so many bytes; a worker's maps the memory that its parent made.
     """
 
-    def __init__(self, program: Program, memory: Any = None) -> None:
+    def __init__(self, program: Program, allocate: Callable[[int], Any] = bytearray) -> None:
         fields: dict[tuple[str, ...], tuple[tuple[int, ...], Any]] = {}
         for group in program.groups:
             n = program.group_rows(group.name)
@@ -77,16 +82,15 @@ class Buffers:
         fields["reward",], fields["success",] = ((rows,), np.float64), ((rows,), np.bool_)
         for name in ("terminated", "truncated", "reported"):
             fields[name,] = ((slots,), np.bool_)
-        for name in ("next_task", "next_seed"):
+        for name in ("next_task", "next_seed", "task", "seed", "length", "busy"):
             fields[name,] = ((slots,), np.int64)
         fields["cost",] = ((slots,), np.float64)
 
-        offsets, self.size = [], 0
+        offsets, size = [], 0
         for shape, dtype in fields.values():
-            offsets.append(self.size)
-            size = math.prod(shape) * np.dtype(dtype).itemsize
-            self.size += -(-size // _ALIGN) * _ALIGN
-        block = np.zeros(self.size, np.uint8) if memory is None else np.frombuffer(memory, np.uint8, self.size)
+            offsets.append(size)
+            size += -(-math.prod(shape) * np.dtype(dtype).itemsize // _ALIGN) * _ALIGN
+        block = np.frombuffer(allocate(size), np.uint8)
         arrays = {
             key: block[offset : offset + math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
             for (key, (shape, dtype)), offset in zip(fields.items(), offsets, strict=True)
@@ -103,6 +107,14 @@ class Buffers:
             arrays["reported",],
         )
         self.next_task, self.next_seed, self.cost = arrays["next_task",], arrays["next_seed",], arrays["cost",]
+        self.task, self.seed, self.length = arrays["task",], arrays["seed",], arrays["length",]
+        self.busy = arrays["busy",]
+
+    def where(self, program: Program, slot: int) -> str:
+        """The place that an error message names."""
+        task = int(self.task[slot])
+        name = "none" if task == PARKED else program.tasks[task].name
+        return f"task {name!r} (slot {slot}, seed {self.seed[slot]}, step {self.length[slot]})"
 
 
 class _Solo:
@@ -198,11 +210,13 @@ class Slot:
         self._actions = buffers.action[place.group][place.local]
         self._made: dict[int, _Solo | _Team] = {}
         self._game: _Solo | _Team | None = None
-        self._task, self._seed, self._length = PARKED, 0, 0
+        self._task = PARKED
 
     def start(self, task: int, seed: int) -> None:
         """Begin the episode (task, seed) and write its first observation; ``PARKED`` clears the rows instead."""
-        self._task, self._seed, self._length = task, seed, 0
+        slot, buffers = self.place.slot, self._buffers
+        self._task, self._length = task, 0
+        buffers.task[slot], buffers.seed[slot], buffers.length[slot] = task, seed, 0
         if task == PARKED:
             self._game = None
             blank(self._obs, self.place.local)
@@ -295,6 +309,7 @@ class Slot:
         except Exception as error:
             raise EnvironmentFailedError(self._where(f"raised {error!r}")) from error
         self._length += 1
+        buffers.length[self.place.slot] = self._length
         buffers.reward[rows] = reward
         if not np.isfinite(buffers.reward[rows]).all():
             raise EnvironmentFailedError(self._where(f"returned the reward {reward}"))
@@ -311,21 +326,21 @@ class Slot:
             raise EnvironmentFailedError(self._where(f"observation does not fit its space: {error!r}")) from error
 
     def _where(self, what: str) -> str:
-        name = self._program.tasks[self._task].name
-        return f"task {name!r} (slot {self.place.slot}, seed {self._seed}, step {self._length}): {what}"
+        return f"{self._buffers.where(self._program, self.place.slot)}: {what}"
 
 
 class Runner:
-    """The slots of one process."""
+    """The slots of one process; ``number`` is the worker's, 0 in process."""
 
-    def __init__(self, program: Program, buffers: Buffers) -> None:
-        self._program, self._buffers = program, buffers
+    def __init__(self, program: Program, buffers: Buffers, number: int = 0) -> None:
+        self._program, self._buffers, self._number = program, buffers, number
         self._slots: dict[int, Slot] = {}
 
     def restore(self, episodes: Iterable[tuple[int, int, int, Array]]) -> dict[int, float]:
         """Bring slots to where (slot, task, seed, actions so far) leads; returns the returns so far, by slot."""
         returns = {}
         for index, task, seed, actions in episodes:
+            self._buffers.busy[self._number] = index
             if index not in self._slots:
                 self._slots[index] = Slot(self._program.places[index], self._program, self._buffers)
             returns[index] = self._slots[index].restore(task, seed, actions)
@@ -333,9 +348,10 @@ class Runner:
 
     def step(self) -> None:
         """Step every slot once, measuring each."""
-        cost, clock = self._buffers.cost, time.perf_counter
+        cost, busy, number, clock = self._buffers.cost, self._buffers.busy, self._number, time.perf_counter
         before = clock()
         for index, slot in self._slots.items():
+            busy[number] = index
             slot.step()
             after = clock()
             cost[index] += (1 - _COST_MEMORY) * (after - before - cost[index])

@@ -1,0 +1,293 @@
+"""Slots in worker processes: few processes with many slots each, over one block of shared memory.
+
+Why so: one process per environment, the usual choice, spends most of its time in switching and pickling; few workers
+with many slots each were the fastest of all arrangements measured (``benchmarks/vector.py``). A step costs one byte
+per worker and direction, everything else lies in shared memory.
+
+Workers are plain ``python -c`` children, not ``multiprocessing`` ones: they do not import the parent's main module (and
+with it torch), need no ``if __name__ == "__main__"`` guard and inherit no locks. The memory has no name, so nothing
+can be left behind, and a worker ends by itself when its parent is gone, however it went. POSIX only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Iterable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from mtrl.types import Array
+from mtrl.vector.slots import Buffers, EnvironmentFailedError, Program, Runner
+
+# Orders and answers are single bytes; those with contents are followed by one pickled message.
+_STEP, _RESTORE, _DROP = b"s", b"r", b"d"
+_DONE, _RESULT, _ERROR = b"k", b"v", b"e"
+
+_BOOT = (
+    "import signal, sys, json; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = json.loads(sys.argv[1]); "
+    "from mtrl.vector.workers import main; main(*map(int, sys.argv[2:]))"
+)
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
+)
+_CLOSE_SECONDS = 5.0  # that workers get to close their environments before they are killed
+_WORTHWHILE = 0.9  # slots move when the slowest worker's predicted time falls below this part of what it was
+
+
+class Workers:
+    """The backend that steps slots in ``count`` worker processes (no more than there are slots).
+
+    Raises:
+        ValueError: a task that cannot be sent to another process.
+    """
+
+    def __init__(self, program: Program, count: int) -> None:
+        payload = _pickled(program)
+        self._program = program
+        count = min(count, len(program.places))
+        self._owner = [place.slot % count for place in program.places]
+        file = _nameless_file()
+        with file:
+            self.buffers = Buffers(program, lambda size: _extended(file.fileno(), size))
+            self._links: list[Connection] = []
+            self._processes: list[subprocess.Popen[bytes]] = []
+            self._waiting: list[int] = []
+            # Also when the vector is forgotten without close(), and at interpreter exit.
+            self._finalizer = weakref.finalize(self, _shut_down, self._links, self._processes)
+            for number in range(count):
+                self._launch(number, file.fileno(), payload)
+
+    def restore(self, episodes: Iterable[tuple[int, int, int, Array]]) -> dict[int, float]:
+        """See ``Backend``; all workers at once."""
+        work: dict[int, list[tuple[int, int, int, Array]]] = {}
+        for episode in episodes:
+            work.setdefault(self._owner[episode[0]], []).append(episode)
+        for worker, mine in work.items():
+            self._order(worker, _RESTORE, mine)
+        returns: dict[int, float] = {}
+        for worker in work:
+            returns |= self._answer(worker)
+        return returns
+
+    def send(self) -> None:
+        """Wake all workers."""
+        self._waiting = list(range(len(self._links)))
+        for worker in self._waiting:
+            self._order(worker, _STEP)
+
+    def wait(self) -> None:
+        """Wait for all workers; can be called again if a signal handler interrupted it."""
+        while self._waiting:
+            self._answer(self._waiting[0])
+            del self._waiting[0]
+
+    def rebalance(self, movable: Sequence[tuple[int, int, int]]) -> None:
+        """Even the workers' load out, as far as ``movable`` slots allow; a new owner just begins the same episode."""
+        episodes = {slot: (slot, task, seed, np.empty(0)) for slot, task, seed in movable}
+        moves = plan_moves(self._owner, self.buffers.cost, list(episodes), len(self._links))
+        for slot, worker in moves.items():
+            self._order(self._owner[slot], _DROP, slot)
+            self._answer(self._owner[slot])
+            self._owner[slot] = worker
+        if moves:
+            self.restore([episodes[slot] for slot in moves])
+
+    def close(self) -> None:
+        """End all workers: by themselves, or killed after a few seconds. Never hangs, leaves no process behind."""
+        self._finalizer()
+
+    def _launch(self, number: int, memory: int, payload: bytes) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-c", _BOOT, json.dumps(sys.path)]
+            command += [str(value) for value in (memory, theirs.fileno(), os.getpid(), number)]
+            self._links.append(Connection(ours.detach()))
+            self._processes.append(
+                subprocess.Popen(
+                    command,
+                    pass_fds=(memory, theirs.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, **_ONE_THREAD},
+                )
+            )
+        self._links[number].send_bytes(payload)
+
+    def _order(self, worker: int, order: bytes, message: Any = None) -> None:
+        link = self._links[worker]
+        try:
+            os.write(link.fileno(), order)
+            if message is not None:
+                link.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            self._answer(worker)  # it may have said why before it died
+            raise
+
+    def _answer(self, worker: int) -> Any:
+        link = self._links[worker]
+        try:
+            answer = os.read(link.fileno(), 1)
+            if answer == _DONE:
+                return None
+            if answer == _RESULT:
+                return link.recv()
+            if answer == _ERROR:
+                raise EnvironmentFailedError(f"{link.recv()}\n(in worker process {worker})")
+        except (EOFError, ConnectionResetError):
+            pass  # died, like an empty answer
+        raise EnvironmentFailedError(self._obituary(worker))
+
+    def _obituary(self, worker: int) -> str:
+        try:
+            code = self._processes[worker].wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+        slot = int(self.buffers.busy[worker])
+        where = self.buffers.where(self._program, slot) if self._owner[slot] == worker else "before its first step"
+        return f"{where}: worker process {worker} {how}"
+
+
+def plan_moves(owner: Sequence[int], cost: Array, movable: Sequence[int], workers: int) -> dict[int, int]:
+    """Which slots should change workers, so that the slowest worker gets faster.
+
+    Greedy descent: between the most and the least loaded worker, do the move or the swap that brings them closest;
+    repeat. Nothing moves unless the largest load falls by a tenth, since a new owner must build the environment.
+
+    Args:
+        owner: each slot's worker.
+        cost: [slots] seconds per step.
+        movable: slots that may move now.
+        workers: how many there are.
+
+    Returns:
+        ``{slot: new worker}``.
+    """
+    load = np.bincount(owner, weights=cost, minlength=workers)
+    slowest = load.max()
+    if not movable or load.mean() >= _WORTHWHILE * slowest:
+        return {}
+    home = {slot: owner[slot] for slot in movable}
+    for _ in movable:
+        source, target = int(load.argmax()), int(load.argmin())
+        gap = load[source] - load[target]
+        leaving = [slot for slot, worker in home.items() if worker == source]
+        coming: list[int | None] = [None, *(slot for slot, worker in home.items() if worker == target)]
+        pairs = [
+            (slot, back, cost[slot] - (0.0 if back is None else cost[back])) for slot in leaving for back in coming
+        ]
+        pairs = [pair for pair in pairs if 0 < pair[2] < gap]
+        if not pairs:
+            break
+        slot, back, shift = min(pairs, key=lambda pair: abs(pair[2] - gap / 2))
+        home[slot] = target
+        if back is not None:
+            home[back] = source
+        load[source] -= shift
+        load[target] += shift
+    if load.max() >= _WORTHWHILE * slowest:
+        return {}
+    return {slot: worker for slot, worker in home.items() if worker != owner[slot]}
+
+
+def main(memory: int, link: int, parent: int, number: int) -> None:
+    """A worker's life: map the memory, take slots, step them when told, end when the parent hangs up.
+
+    Args:
+        memory: file descriptor of the shared block.
+        link: file descriptor of the socket to the parent.
+        parent: its process id.
+        number: which worker this is.
+    """
+    # The parent alone decides what an interrupt or a termination request means (it may want to save first).
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    connection = Connection(link)
+    try:
+        program: Program = connection.recv()
+        buffers = Buffers(program, lambda size: mmap.mmap(memory, size))
+        with contextlib.closing(Runner(program, buffers, number)) as runner:
+            while order := os.read(link, 1):
+                if order == _STEP:
+                    runner.step()
+                    os.write(link, _DONE)
+                elif order == _RESTORE:
+                    returns = runner.restore(connection.recv())
+                    os.write(link, _RESULT)
+                    connection.send(returns)
+                elif order == _DROP:
+                    runner.drop(connection.recv())
+                    os.write(link, _DONE)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        raise SystemExit(1) from None  # the parent is gone
+    except Exception as error:
+        os.write(link, _ERROR)
+        connection.send(f"{error}\n\n{''.join(traceback.format_exception(error))}")
+        raise SystemExit(1) from error
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the parent is gone, even while an environment hangs.
+
+    The socket's end-of-file is noticed only between steps, and not at all if some other child of the parent inherited
+    the socket; ``PR_SET_PDEATHSIG`` would also fire when merely the thread that made the vector ends.
+    """
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def _shut_down(links: list[Connection], processes: list[subprocess.Popen[bytes]]) -> None:
+    for link in links:
+        link.close()
+    deadline = time.monotonic() + _CLOSE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _pickled(program: Program) -> bytes:
+    for task in program.tasks.values():
+        try:
+            main_module = b"__main__" in pickle.dumps(task)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"task {task.name!r} cannot be sent to worker processes: {error}; make its build a class, a "
+                "module-level function or a functools.partial of one, or use workers=0"
+            ) from error
+        if main_module:
+            raise ValueError(
+                f"task {task.name!r} is made of things defined in the main script, which worker processes do not "
+                "import: move them into a module, or use workers=0"
+            )
+    return pickle.dumps(program)
+
+
+def _nameless_file() -> Any:
+    """A file in memory that no other process can find, so that nothing is left behind whatever happens."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("mtrl"), "r+b")
+    return tempfile.TemporaryFile()
+
+
+def _extended(file: int, size: int) -> mmap.mmap:
+    os.truncate(file, size)
+    return mmap.mmap(file, size)
