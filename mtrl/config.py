@@ -60,6 +60,11 @@ class LogConfig(Strict):
     tensorboard: bool = False
     tags: tuple[str, ...] = ()
 
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
+
 
 class RunConfig(Strict):
     """Everything that decides a run."""
