@@ -8,7 +8,7 @@ long ones, the bias that counting "the first N to finish" has.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,24 +159,26 @@ def evaluate(
     return Evaluation(tuple(results), seed, explore)
 
 
-def record(evaluation: Evaluation, folder: Path, *, step: int, fps: int = 15) -> list[Path]:
-    """Write ``best-STEP.mp4`` and ``worst-STEP.mp4``: each task's episode of highest (lowest) return, side by side.
+def chosen_frames(evaluation: Evaluation, pick: Callable[[np.ndarray], Any] = np.argmax) -> list[list[np.ndarray]]:
+    """Frames [h, w, 3] uint8 of one episode per task: the one whose return ``pick`` takes (the best by default).
 
     The episodes are played again from their journals, so that evaluation itself never renders.
     """
+    return [
+        replay(result.task, result.episodes[int(pick(result.returns))].journal, render=True).frames
+        for result in evaluation.results
+    ]
+
+
+def record(evaluation: Evaluation, folder: Path, *, step: int, fps: int = 15) -> list[Path]:
+    """Write ``best-STEP.mp4`` and ``worst-STEP.mp4``: each task's episode of highest (lowest) return, side by side."""
     from mtrl.video import tile, write_video
 
     labels = [result.task.name for result in evaluation.results]
-    paths = []
-    for name, pick in (("best", np.argmax), ("worst", np.argmin)):
-        chosen = [result.episodes[int(pick(result.returns))] for result in evaluation.results]
-        replays = [
-            replay(result.task, episode.journal, render=True)
-            for result, episode in zip(evaluation.results, chosen, strict=True)
-        ]
-        frames = tile([one.frames for one in replays], labels)
-        paths.append(write_video(folder / f"{name}-{step}.mp4", frames, fps=fps))
-    return paths
+    return [
+        write_video(folder / f"{name}-{step}.mp4", tile(chosen_frames(evaluation, pick), labels), fps=fps)
+        for name, pick in (("best", np.argmax), ("worst", np.argmin))
+    ]
 
 
 def _deal(tasks: Sequence[Task], spec: Spec, copies: int, episodes: int, seed: int) -> EpisodeList:
