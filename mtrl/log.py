@@ -7,11 +7,12 @@ the same in every repetition of a run, and in a resumed one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -134,18 +135,19 @@ class Logger:
         self._mirrors: list[Sink] = []
         self._closed = False
         if "terminal" in sinks:
-            from mtrl.terminal import Terminal
+            from mtrl.terminal import terminal
 
-            self._mirrors.append(Terminal(total_steps, tasks, start=resume_at or 0))
+            self._mirrors.append(terminal(total_steps, tasks, resume_at or 0, f"{group or 'mtrl'}  {out}"))
         if "tensorboard" in sinks:
             from mtrl.sinks import TensorBoard
 
-            self._mirrors.append(TensorBoard(out / "tensorboard", config))
+            self._mirrors.append(TensorBoard(out / "tensorboard", config, resume_at))
         if "wandb" in sinks:
             from mtrl.sinks import Wandb
 
-            made = Wandb(out, config, mode=wandb_mode, project=project, group=group, job_type=job_type, tags=tags)
-            self._mirrors.append(made)
+            about = {"project": project, "group": group, "job_type": job_type, "tags": tags}
+            with self._forgiving("W&B"):
+                self._mirrors.append(Wandb(out, config, mode=wandb_mode, **about))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics of training at an environment step."""
@@ -195,11 +197,17 @@ class Logger:
 
     def _tell(self, method: str, *args: Any) -> None:
         for sink in list(self._mirrors):
-            try:
+            with self._forgiving(type(sink).__name__, sink):
                 getattr(sink, method)(*args)
-            except Exception as error:  # noqa: BLE001 - days of training must not end because of a display or a server
+
+    @contextlib.contextmanager
+    def _forgiving(self, name: str, sink: Sink | None = None) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - days of training must not end because of a display or a server
+            if sink in self._mirrors:
                 self._mirrors.remove(sink)
-                self.notice(f"{type(sink).__name__} is off from now on: {type(error).__name__}: {error}")
+            self.notice(f"{name} is off from now on: {type(error).__name__}: {error}")
 
 
 def _jsonable(value: Any) -> int | float | str:
