@@ -218,6 +218,6 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
         if isinstance(part, nn.Linear | nn.Conv2d | TaskLinear):
             with torch.no_grad():
                 for weight in part.weight if isinstance(part, TaskLinear) else (part.weight,):
-                    nn.init.orthogonal_(weight, gain)
+                    weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape), gain))  # weights may be channels last
                 if part.bias is not None:
                     part.bias.zero_()
