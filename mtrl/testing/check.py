@@ -189,13 +189,13 @@ class _TaskCheck:
     @contextmanager
     def _calling(self, where: str) -> Iterator[None]:
         """Run the author's code: what it raises is a finding, and so is a touch of the global random state."""
-        before = _global_state()
+        before = global_state()
         try:
             yield
         except Exception as error:
             what = f"{where} raised {type(error).__name__}: {error}"
             raise self._abandon("raised", what, "make it work for legal actions up to Task.horizon") from error
-        for name in _changed(before, _global_state()):
+        for name in changed(before, global_state()):
             self._error(
                 f"global {name}",
                 f"{where} changes the global random state of {name}",
@@ -500,9 +500,11 @@ def _success(info: Mapping[str, Any]) -> Any:
     return info.get("success", info.get("is_success"))
 
 
-def _global_state() -> dict[str, Any]:
+def global_state() -> dict[str, Any]:
+    """The global random states of Python and numpy."""
     return {"random": random.getstate(), "numpy.random": np.random.get_state(legacy=False)}  # noqa: NPY002 - watched
 
 
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Names of the global random states that differ."""
     return [name for name in before if difference(before[name], after[name]) is not None]
