@@ -216,7 +216,7 @@ class _Encoder:
             return {_TAG: "array", "name": _put(self.arrays, place, array)}
         if isinstance(value, np.generic) and _plain(value.dtype):
             return {_TAG: "scalar", "dtype": value.dtype.name, "value": self(value.item(), place)}
-        if kind in (list, tuple):
+        if kind is list or kind is tuple:
             items = [self(item, f"{place}.{i}") for i, item in enumerate(value)]
             return items if kind is list else {_TAG: "tuple", "items": items}
         if isinstance(value, Mapping):

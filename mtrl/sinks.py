@@ -98,7 +98,9 @@ class Wandb(Sink):
 
     def video(self, path: Path, name: str, step: int) -> None:
         """A copy of the file, as media."""
-        self._run.log({name: self._video(str(path), format=path.suffix[1:]), "global_step": step})
+        self._run.log(
+            {name: self._video(str(path), format="gif" if path.suffix == ".gif" else "mp4"), "global_step": step}
+        )
 
     def close(self, status: str) -> None:
         """Write everything out; a run that did not finish counts as failed."""
