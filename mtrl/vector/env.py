@@ -77,6 +77,9 @@ class History:
         self._arrays: list[Array] = []
         self._first = 0  # the step that _arrays[0] belongs to
 
+    def __len__(self) -> int:
+        return len(self._arrays)
+
     def append(self, actions: Array) -> None:
         self._arrays.append(actions)
 

@@ -1,0 +1,52 @@
+"""Driving vectors with actions that depend on nothing but the seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Discrete
+
+from mtrl.types import Decision, Episode, Obs, Step
+from mtrl.vector import MultiTaskVectorEnv
+
+
+def random_actions(envs: MultiTaskVectorEnv, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Actions drawn uniformly for every group."""
+    actions = {}
+    for name, rows in envs.layout.rows.items():
+        space, n = envs.spec.group(name).action, rows.stop - rows.start
+        if isinstance(space, Discrete):
+            actions[name] = rng.integers(0, int(space.n), n)
+        else:
+            actions[name] = rng.uniform(space.low, space.high, (n, *space.shape)).astype(np.float32)
+    return actions
+
+
+def drive(envs: MultiTaskVectorEnv, steps: int, seed: int = 0) -> list[tuple[Step, Obs, list[Episode]]]:
+    """Transitions, following observations and finished episodes of ``steps`` random steps."""
+    rng, seen = np.random.default_rng(seed), []
+    for _ in range(steps):
+        actions = random_actions(envs, rng)
+        envs.step_async(actions)
+        seen.append((*envs.step_wait(Decision(actions, {})), envs.episodes))
+    return seen
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Bit-for-bit equality of nested tuples, lists, mappings and arrays."""
+    if isinstance(one, np.ndarray):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    elif isinstance(one, Episode):
+        assert_same(vars(one) | {"journal": vars(one.journal)}, vars(other) | {"journal": vars(other.journal)})
+    else:
+        assert one == other
