@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,8 +34,10 @@ from gymnasium.spaces import Box
 from mtrl.registry import UnknownNameError
 from mtrl.types import Task
 
+log = logging.getLogger(__name__)
+
 KNOWN_VERSION = "3.1.1"
-"""The metaworld version that ``metaworld.json`` was measured with."""
+"""The metaworld version that ``metaworld.json`` and ``metaworld_fast`` were made for."""
 
 NUM_GOALS = 50
 """Goals per task in the MT protocol."""
@@ -58,6 +61,7 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         reward_version: ``"v2"`` (0..10 per step) or ``"v1"`` (the scale differs between tasks).
         goals: ``"fifty"`` draws one of the task's 50 fixed goals per episode, ``"free"`` a new one each time.
         goal_seed: which 50 goals; the same as those of ``metaworld.MT1(task, seed=goal_seed)``.
+        fast: step by ``mtrl_envs.metaworld_fast``, bit for bit the same; switched off for other metaworld versions.
         render_mode: ``"rgb_array"`` for frames [240, 240, 3] uint8; needs ``MUJOCO_GL`` set before mujoco is imported.
     """
 
@@ -71,10 +75,18 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         reward_version: Literal["v1", "v2"] = "v2",
         goals: Literal["fifty", "free"] = "fifty",
         goal_seed: int = 0,
+        fast: bool = True,
         render_mode: str | None = None,
     ) -> None:
         self.render_mode = render_mode
-        self.raw = make_raw(task, reward_version=reward_version, render_mode=render_mode)
+        if fast and version("metaworld") != KNOWN_VERSION:
+            log.warning(
+                "metaworld %s: stepping as the package does; the fast path is for %s",
+                version("metaworld"),
+                KNOWN_VERSION,
+            )
+            fast = False
+        self.raw = make_raw(task, reward_version=reward_version, fast=fast, render_mode=render_mode)
         self.raw.max_path_length = horizon
         self.goals = draw_goals(self.raw, goal_seed) if goals == "fifty" else None
         bounds: Box = self.raw.sawyer_observation_space
@@ -124,13 +136,18 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         self.raw.close()
 
 
-def make_raw(task: str, *, reward_version: str = "v2", render_mode: str | None = None) -> Any:
+def make_raw(task: str, *, reward_version: str = "v2", fast: bool = False, render_mode: str | None = None) -> Any:
     """The package's own environment of ``task`` with its goal visible, ready to be reset."""
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-    raw: Any = ALL_V3_ENVIRONMENTS[task](
+    cls: Any = ALL_V3_ENVIRONMENTS[task]
+    if fast:
+        from mtrl_envs.metaworld_fast import fast_class
+
+        cls = fast_class(cls)
+    raw: Any = cls(
         reward_function_version=reward_version,
-        render_mode=render_mode,  # type: ignore[arg-type]
+        render_mode=render_mode,
         camera_name="corner2",
         width=FRAME_SIZE,
         height=FRAME_SIZE,
@@ -142,25 +159,18 @@ def make_raw(task: str, *, reward_version: str = "v2", render_mode: str | None =
 
 
 def draw_goals(raw: Any, seed: int) -> np.ndarray:
-    """The 50 goal vectors of ``metaworld.MT1(task, seed=seed)``, [50, 3 or 6] float64.
+    """The 50 goal vectors of ``metaworld.MT1(task, seed=seed)``, [50, 3 or 6] float64, drawn with a fresh ``raw``.
 
-    The package draws them from the global ``np.random`` by resets that move the hand, 0.6-0.9 s per task. The draws do
-    not depend on that motion: without it the same ones take about 50 ms.
+    The package draws them from the global ``np.random``, two per reset of which the second counts, with 0.6-0.9 s of
+    hand motion per task. The draws do not depend on the motion: without it the same ones take about 30 ms.
     """
-    import mujoco
-
     raw._freeze_rand_vec, raw.seeded_rand_vec = False, True
     raw.np_random = np.random.RandomState(seed)  # the stream behind np.random.seed
-    hand_motion = raw._reset_hand
-
-    def no_motion() -> None:
-        mujoco.mj_forward(raw.model, raw.data)  # positions, which some tasks read next
-        hand_motion(steps=0)
-
-    raw._reset_hand = no_motion
+    raw._reset_hand = functools.partial(raw._reset_hand, steps=0)
     goals = []
     for _ in range(NUM_GOALS):
-        raw.reset()
+        raw.reset_model()
+        raw.reset_model()
         goals.append(raw._last_rand_vec)
     del raw._reset_hand
     return np.array(goals)
@@ -197,6 +207,7 @@ class MetaWorld:
     horizon: int = 500
     goals: Literal["fifty", "free"] = "fifty"
     goal_seed: int = 0
+    fast: bool = True
     name: str = "metaworld"
 
     def __post_init__(self) -> None:
@@ -258,6 +269,7 @@ class MetaWorld:
                 reward_version=self.reward_version,
                 goals=self.goals,
                 goal_seed=self.goal_seed,
+                fast=self.fast,
             ),
             horizon=self.horizon,
             # An unknown version may have other goal bounds: let the vector build one environment and look.
