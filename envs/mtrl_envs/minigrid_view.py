@@ -128,9 +128,9 @@ def _visibility_tables() -> tuple[list[bytes], list[int]]:
             seen[i + side] = seen[i + side] | spreads
             above[i + side] = above[i + side] | spreads
             above[i] = above[i] | spreads
-    rows = np.stack(seen, axis=1).astype(np.uint8) * 255
-    spread = sum(part.astype(np.int64) << bit for part, bit in zip(above, bits, strict=True))
-    return [row.tobytes() for row in rows], np.asarray(spread).tolist()
+    row_of = [bytes(255 * (row >> bit & 1) for bit in bits) for row in range(1 << SIZE)]
+    weights = 1 << np.array(bits)
+    return [row_of[row] for row in weights @ np.stack(seen)], (weights @ np.stack(above)).tolist()
 
 
 @functools.cache
