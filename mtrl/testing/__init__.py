@@ -12,11 +12,11 @@ from mtrl.testing.probes import VALUES, Probes
 
 if TYPE_CHECKING:
     from mtrl.testing.agent_check import check_agent
-    from mtrl.testing.drive import drive
+    from mtrl.testing.loop import drive
 
 __all__ = ["VALUES", "Finding", "Probes", "Report", "check_agent", "check_suite", "drive"]
 
-_HOMES = {"check_agent": "mtrl.testing.agent_check", "drive": "mtrl.testing.drive"}
+_HOMES = {"check_agent": "mtrl.testing.agent_check", "drive": "mtrl.testing.loop"}
 
 
 def __getattr__(name: str) -> Any:

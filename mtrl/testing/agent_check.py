@@ -90,11 +90,18 @@ class _AgentCheck:
         again, _ = self._make(spec, envs.layout, seed=0)
         self._same("seed", agent.state_dict(), again.state_dict(), "two agents of one seed differ in their state")
         self._learn(agent, actor, envs, steps // 2)
-        self._evaluate(agent, spec)
+        before = copy.deepcopy(agent.state_dict())
+        greedy = self._act(agent, spec)
+        self._same("evaluation", before, agent.state_dict(), "acting with explore=False changes the agent's state")
         with self._calling("saving or loading the state"), tempfile.TemporaryDirectory() as folder:
             # The very path of a run that is interrupted and resumed; it refuses all but plain data.
             checkpoint.save(Path(folder), 0, {"agent": agent.state_dict(), "actor": actor.state_dict()}, {})
             saved = checkpoint.load(Path(folder)).state
+        if "policy" not in saved["agent"]:
+            raise self._abandon("policy", "state_dict() has no key 'policy'", "put there all that acting needs")
+        again.load_policy(saved["agent"]["policy"])
+        what = "load_policy(state_dict()['policy']) does not restore what acting needs: greedy decisions differ"
+        self._same("policy", greedy, self._act(again, spec), what)
         twin, twin_actor = self._make(spec, envs.layout, seed=1)
         with self._calling("load_state_dict()"):
             twin.load_state_dict(saved["agent"])
@@ -116,6 +123,9 @@ class _AgentCheck:
     def _make(self, spec: Spec, layout: Layout, seed: int) -> tuple[Agent, Any]:
         with self._calling("the constructor", refusal=True):
             agent = self._class(spec, self._class.Config(**self._options), seed=seed, device="cpu")
+        if not isinstance(getattr(agent, "recurrent", None), bool):
+            fix = "set recurrent = False, or True if actors carry memory from step to step"
+            self._error("recurrent", "the agent does not say whether it is recurrent", fix)
         with self._calling("actor()"):
             return agent, agent.actor(layout, explore=True)
 
@@ -146,21 +156,21 @@ class _AgentCheck:
             learnt += bool(metrics)
         return learnt
 
-    def _evaluate(self, agent: Agent, spec: Spec) -> None:
-        """Greedy play on a vector with fewer rows, as evaluation does, must leave the agent as it was."""
-        before = copy.deepcopy(agent.state_dict())
+    def _act(self, agent: Agent, spec: Spec) -> list[Decision]:
+        """Greedy decisions on a vector with fewer rows than the training vector, as in evaluation."""
         envs = MultiTaskVectorEnv(self._tasks, spec=spec, seed=1)
+        decisions = []
         try:
             envs.reset()
             with self._calling("actor()"):
                 actor = agent.actor(envs.layout, explore=False)
             for _ in range(_EVALUATION_STEPS):
-                decision = self._decide(actor, envs.obs, envs)
-                envs.step_async(decision.action)
-                envs.step_wait(decision)
+                decisions.append(self._decide(actor, envs.obs, envs))
+                envs.step_async(decisions[-1].action)
+                envs.step_wait(decisions[-1])
         finally:
             envs.close()
-        self._same("evaluation", before, agent.state_dict(), "acting with explore=False changes the agent's state")
+        return decisions
 
     def _decide(self, actor: Any, obs: Obs, envs: MultiTaskVectorEnv) -> Decision:
         with self._calling("the actor"):
