@@ -50,3 +50,9 @@ def assert_same(one: Any, other: Any) -> None:
         assert_same(vars(one) | {"journal": vars(one.journal)}, vars(other) | {"journal": vars(other.journal)})
     else:
         assert one == other
+
+
+def begin_and_drive(envs: MultiTaskVectorEnv, steps: int = 5) -> None:
+    """Reset, then random steps: for faults that may show at either."""
+    envs.reset()
+    drive(envs, steps)

@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 from mtrl.spaces import make_spec
 from mtrl.types import Decision
 from mtrl.vector import EnvironmentFailedError, EpisodeList, MultiTaskVectorEnv, Pinned, episode_seed
-from tests.vector.drive import assert_same, drive, random_actions
+from tests.vector.drive import assert_same, begin_and_drive, drive, random_actions
 from tests.vector.probes import HORIZON, tasks
 
 Make = Callable[..., MultiTaskVectorEnv]
@@ -339,7 +339,7 @@ def test_environment_errors_name_the_place_and_stay(make: Make) -> None:
 def test_faults_are_named(make: Make, fault: str, message: str) -> None:
     envs = make(tasks(f"faulty-{fault}"))
     with pytest.raises(EnvironmentFailedError, match=message):
-        (envs.reset(), drive(envs, 5))
+        begin_and_drive(envs)
 
 
 def test_pinned_schedule_is_pure() -> None:

@@ -17,7 +17,7 @@ import pytest
 from mtrl.types import Decision
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv, episode_seed
 from mtrl.vector.workers import Workers, plan_moves
-from tests.vector.drive import assert_same, drive, random_actions
+from tests.vector.drive import assert_same, begin_and_drive, drive, random_actions
 from tests.vector.probes import tasks
 
 Make = Callable[..., MultiTaskVectorEnv]
@@ -39,6 +39,11 @@ def gone(pid: int, within: float = 10.0) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def moved(owner: list[int], moves: dict[int, int]) -> list[int]:
+    """Owners after the moves."""
+    return [moves.get(slot, worker) for slot, worker in enumerate(owner)]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -113,8 +118,8 @@ def test_expensive_slots_are_spread(make: Make) -> None:
 )
 def test_plan_moves(owner: list[int], cost: list[float], movable: list[int], expected: dict[int, int]) -> None:
     moves = plan_moves(owner, np.array(cost, float), movable, 2)
-    after = np.bincount([moves.get(s, w) for s, w in enumerate(owner)], weights=cost, minlength=2)
-    wanted = np.bincount([expected.get(s, w) for s, w in enumerate(owner)], weights=cost, minlength=2)
+    after = np.bincount(moved(owner, moves), weights=cost, minlength=2)
+    wanted = np.bincount(moved(owner, expected), weights=cost, minlength=2)
     assert sorted(after) == sorted(wanted)
     assert set(moves) <= set(movable)
 
@@ -127,7 +132,7 @@ def test_plan_moves_is_never_worse() -> None:
         movable = [slot for slot in range(slots) if rng.random() < 0.7]
         moves = plan_moves(owner, cost, movable, workers)
         before = np.bincount(owner, weights=cost, minlength=workers).max()
-        after = np.bincount([moves.get(s, w) for s, w in enumerate(owner)], weights=cost, minlength=workers).max()
+        after = np.bincount(moved(owner, moves), weights=cost, minlength=workers).max()
         assert after < 0.9 * before if moves else after == before
         assert set(moves) <= set(movable)
         assert all(owner[slot] != worker for slot, worker in moves.items())
@@ -151,7 +156,7 @@ def test_exception_in_a_worker(make: Make) -> None:
 def test_faults_are_named(make: Make, fault: str, message: str) -> None:
     envs = make(tasks(f"faulty-{fault}"), workers=1)
     with pytest.raises(EnvironmentFailedError, match=f"'probe/faulty-{fault}'.*{message}"):
-        (envs.reset(), drive(envs, 5))
+        begin_and_drive(envs)
 
 
 def test_worker_that_dies_in_a_step(make: Make) -> None:
