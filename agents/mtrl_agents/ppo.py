@@ -11,7 +11,7 @@ in every loss.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mtrl.nn.heads import ActionHead, Distribution, ValueHead, orthogonal_
+from mtrl.nn.linear import Route, matmul, probe
 from mtrl.nn.normalizers import TaskMoments, normalize_per_task
+from mtrl.nn.optim import load_optimizer_state, optimizer_state
 from mtrl.nn.perception import Perception, PerceptionConfig, to_tensors
 from mtrl.nn.trunk import Memory, TrunkConfig, make_trunk
 from mtrl.rollout import Rollout, Successors, gae
@@ -60,40 +62,56 @@ class Body(nn.Module):
         return self.memory(features, rows.first, state)
 
 
-class ActorCritic(nn.Module):
-    """Policy and value networks; ``critic`` is ``actor`` itself if they share."""
+class PolicyNet(nn.Module):
+    """Body and one action head per group (of every task, if the trunk asks for it)."""
 
     def __init__(self, spec: Spec, config: PPO.Config) -> None:
         super().__init__()
-        self.actor = Body(spec, config, state=False)
-        self.critic = self.actor if config.share else Body(spec, config, state=True)
-        per_task = bool(self.actor.trunk.per_task)
-        make = {"hidden": config.head, "per_task": per_task, "activation": config.head_activation}
-        self.policy = nn.ModuleDict({g.name: ActionHead(g, self.actor.out, **make) for g in spec.groups})
-        self.value = ValueHead(len(spec.tasks), self.critic.out, **make)
+        self.body = Body(spec, config, state=False)
+        per_task, act = bool(self.body.trunk.per_task), config.head_activation
+        self.heads = nn.ModuleDict(
+            {g.name: ActionHead(g, self.body.out, config.head, per_task=per_task, activation=act) for g in spec.groups}
+        )
         orthogonal_(self, 2**0.5)
-        for head in self.policy.values():
-            orthogonal_(head.net.layers[-1], 0.01)  # a nearly uniform policy at the start
-        orthogonal_(self.value.net.layers[-1], 1.0)
+        for head in self.heads.values():
+            orthogonal_(cast(ActionHead, head).net.layers[-1], 0.01)  # a nearly uniform policy at the start
 
-    def distributions(self, features: Tensor, rows: Rows) -> dict[str, Distribution]:
-        """Features [t, n, D] -> per group the distributions of its t * n_g actions."""
+    def forward(
+        self, rows: Rows, memory: Tensor | None
+    ) -> tuple[dict[str, Distribution], tuple[Tensor, Tensor | None]]:
+        """Per group the distributions of its t * n_g actions; then what ``Body`` returned."""
+        features, memory = self.body(rows, memory)
         found, start = {}, 0
         for group, leaves in rows.leaves.items():
             stop = start + next(iter(leaves.values())).shape[1]
             legal = leaves["legal"].flatten(0, 1) if "legal" in leaves else None
             part = features[:, start:stop].flatten(0, 1)
-            found[group] = self.policy[group](part, rows.task[:, start:stop].flatten(), legal)
+            found[group] = self.heads[group](part, rows.task[:, start:stop].flatten(), legal)
             start = stop
-        return found
+        return found, (features, memory)
 
-    def values(self, features: Tensor, rows: Rows) -> Tensor:
+
+class ValueNet(nn.Module):
+    """A value head, and a body of its own unless it shares the policy's."""
+
+    def __init__(self, spec: Spec, config: PPO.Config, policy: PolicyNet) -> None:
+        super().__init__()
+        self.body = None if config.share else Body(spec, config, state=True)
+        body = self.body or policy.body
+        per_task, act = bool(body.trunk.per_task), config.head_activation
+        self.head = ValueHead(len(spec.tasks), body.out, config.head, per_task=per_task, activation=act)
+        orthogonal_(self, 2**0.5)
+        orthogonal_(self.head.net.layers[-1], 1.0)
+
+    def forward(self, features: Tensor, rows: Rows) -> Tensor:
         """Features [t, n, D] -> normalised values [t, n]."""
-        return self.value(features.flatten(0, 1), rows.task.flatten()).view(rows.task.shape)
+        return self.head(features.flatten(0, 1), rows.task.flatten()).view(rows.task.shape)
 
 
 class PPO:
     """Learns Discrete, masked Discrete and Box actions of all groups at once, with or without memory."""
+
+    recurrent: bool
 
     class Config(BaseModel):
         """Defaults solve MiniGrid's MT3 with 8 copies of each task."""
@@ -118,25 +136,29 @@ class PPO:
         share: bool = Field(False, description="one body for actor and critic")
         memory: int = Field(0, ge=0, description="width of a GRU behind the trunk; 0: none")
         chunk: int = Field(25, ge=1, description="steps that gradients flow back through the memory; divides rollout")
+        matmul: Literal["auto"] | Route = Field("auto", description="auto: the fastest one with fp32 accuracy; or bf16")
         head: tuple[int, ...] = Field((128,), description="hidden layers of the heads")
         head_activation: str = Field("tanh", pattern="^(tanh|relu)$")
-        perception: PerceptionConfig = PerceptionConfig()
-        trunk: TrunkConfig = TrunkConfig()
+        perception: PerceptionConfig = Field(default_factory=PerceptionConfig)
+        trunk: TrunkConfig = Field(default_factory=TrunkConfig)
 
     def __init__(self, spec: Spec, config: Config, *, seed: int, device: str = "cpu") -> None:
         self.spec, self.config, self.seed = spec, config, seed
         self.device = torch.device(device)
+        self.recurrent = config.memory > 0
         _check(spec, config)
-        with torch.random.fork_rng():
+        self.route: Route = probe(device).route if config.matmul == "auto" else config.matmul
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = ActorCritic(spec, config).to(self.device)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=config.lr, eps=1e-5, fused=True)
-        actor = [*self.net.actor.parameters(), *self.net.policy.parameters()]
-        critic = [*self.net.value.parameters(), *([] if config.share else self.net.critic.parameters())]
-        self.parameters = [actor + critic] if config.share else [actor, critic]  # each is clipped by its own norm
+            self.policy = PolicyNet(spec, config).to(self.device)
+            self.critic = ValueNet(spec, config, self.policy).to(self.device)
+        self.critic_body = self.critic.body or self.policy.body
+        self.nets: dict[str, nn.Module] = {"policy": self.policy, "critic": self.critic}
+        parameters = [p for net in self.nets.values() for p in net.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, config.lr, eps=1e-5, fused=True)
         self.generator = torch.Generator().manual_seed(seed)
         self.rollout = Rollout(spec, config.rollout)
-        self.scale = TaskMoments(len(spec.tasks))
+        self.moments = TaskMoments(len(spec.tasks))
         self.critic_memory: Tensor | None = None  # the critic's own memory where the rollout starts, [n, H]
         self.updates = 0
 
@@ -158,6 +180,10 @@ class PPO:
         """
         if not self.rollout.full:
             return {}
+        with matmul(self.route, self.device):
+            return self._learn()
+
+    def _learn(self) -> dict[str, float]:
         config = self.config
         if config.lr_decay_updates:
             for group in self.optimizer.param_groups:
@@ -183,28 +209,32 @@ class PPO:
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        moments = self.optimizer.state_dict()["state"]
         return {
-            "net": self.net.state_dict(),
-            "optimizer": {str(key): dict(value) for key, value in moments.items()},
+            "policy": self.policy.state_dict(),
+            "critic": self.critic.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
             "generator": self.generator.get_state(),
             "rollout": self.rollout.state_dict(),
-            "scale": self.scale.state_dict(),
+            "moments": self.moments.state_dict(),
             "critic_memory": self.critic_memory,
+            "route": self.route,
             "updates": self.updates,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.net.load_state_dict(state["net"])
-        moments = {int(key): value for key, value in state["optimizer"].items()}
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.load_policy(state["policy"])
+        self.critic.load_state_dict(state["critic"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.generator.set_state(state["generator"])
         self.rollout.load_state_dict(state["rollout"])
-        self.scale.load_state_dict(state["scale"])
+        self.moments.load_state_dict(state["moments"])
         memory = state["critic_memory"]
         self.critic_memory = None if memory is None else memory.to(self.device)
+        self.route = state["route"]  # the same products as before, even if a new probe chose another route
         self.updates = int(state["updates"])
+
+    def load_policy(self, state: Mapping[str, Any]) -> None:
+        self.policy.load_state_dict(state)
 
     # ------------------------------------------------------------------------------------------------ learning
     def _prepare(self) -> tuple[_Data, dict[str, float]]:
@@ -224,7 +254,7 @@ class PPO:
         returns = advantage + value
         metrics = self._explained(returns, value)
         if config.normalize_value:
-            self.scale.update(returns[roll.valid], roll.task[roll.valid])
+            self.moments.update(returns[roll.valid], roll.task[roll.valid])
         if config.normalize_advantage:
             advantage = normalize_per_task(advantage, roll.task, roll.valid)
         columns = {
@@ -239,7 +269,7 @@ class PPO:
         return _Data(self, columns, critic_state), metrics
 
     def _normalized(self, values: Array) -> Array:
-        return self.scale.normalize(values, self.rollout.task) if self.config.normalize_value else values
+        return self.moments.normalize(values, self.rollout.task) if self.config.normalize_value else values
 
     @torch.no_grad()
     def _rollout_values(self) -> tuple[Array, Tensor | None]:
@@ -255,14 +285,14 @@ class PPO:
         for start in range(0, roll.length, block):
             rows = self._rows(roll.leaves, roll.task, roll.first, slice(start, start + block))
             before = state
-            features, state = self.net.critic(rows, state)
-            out.append(self.net.values(features, rows))
+            features, state = self.critic_body(rows, state)
+            out.append(self.critic(features, rows))
             if before is not None:
                 states.append(torch.cat((before[None], features[:-1])))
         self.critic_memory = state
         value = torch.cat(out).double().cpu().numpy()
         if self.config.normalize_value:
-            value = self.scale.denormalize(value, roll.task)
+            value = self.moments.denormalize(value, roll.task)
         return value, torch.cat(states) if states else None
 
     @torch.no_grad()
@@ -283,11 +313,11 @@ class PPO:
                     if g == group
                 }
                 rows = self._rows(before, task[None], roll.first[t, row][None], slice(None))
-                memory = self.net.critic(rows, critic_state[t, row])[1]
+                memory = self.critic_body(rows, critic_state[t, row])[1]
             found = {group: {leaf: x[None] for leaf, x in leaves.items()}}
             rows = self._rows(found, task[None], np.zeros((1, m), bool), slice(None))
-            value = self.net.values(self.net.critic(rows, memory)[0], rows)[0].double().cpu().numpy()
-            parts.append(self.scale.denormalize(value, task) if self.config.normalize_value else value)
+            value = self.critic(self.critic_body(rows, memory)[0], rows)[0].double().cpu().numpy()
+            parts.append(self.moments.denormalize(value, task) if self.config.normalize_value else value)
         return np.concatenate(parts)
 
     def _rows(self, leaves: Mapping[str, Mapping[str, Array]], task: Array, first: Array, at: slice) -> Rows:
@@ -315,12 +345,13 @@ class PPO:
     def _step(self, part: _Part) -> dict[str, float]:
         """One gradient step on one minibatch [t, m]."""
         config, rows = self.config, part.rows
-        features, _ = self.net.actor(rows, part.actor_memory)
-        policies = self.net.distributions(features, rows)
+        policies, (features, _) = self.policy(rows, part.actor_memory)
         shape = {g: next(iter(leaves.values())).shape[:2] for g, leaves in rows.leaves.items()}
         log_prob = torch.cat([d.log_prob(part.action[g].flatten(0, 1)).view(shape[g]) for g, d in policies.items()], 1)
         entropy = torch.cat([d.entropy().view(shape[g]) for g, d in policies.items()], 1)
-        value = self.net.values(features if config.share else self.net.critic(rows, part.critic_memory)[0], rows)
+        if self.critic.body is not None:
+            features, _ = self.critic.body(rows, part.critic_memory)
+        value = self.critic(features, rows)
 
         weight = self._weights(rows.task, part.valid)
         log_ratio = (log_prob - part.log_prob).masked_fill(~part.valid, 0.0)
@@ -341,15 +372,10 @@ class PPO:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = config.max_grad_norm or float("inf")
-        norms = [nn.utils.clip_grad_norm_(own, limit) for own in self.parameters]
-        if not all(map(torch.isfinite, norms)):
-            bad = [
-                name for name, p in self.net.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
-            ]
-            tasks = sorted({self.spec.tasks[t].name for t in rows.task.flatten().tolist()})
-            raise FloatingPointError(
-                f"gradient of {', '.join(bad)} is not finite in update {self.updates} (tasks {', '.join(tasks)})"
-            )
+        for name, net in self.nets.items():
+            if not torch.isfinite(nn.utils.clip_grad_norm_(net.parameters(), limit)):
+                tasks = ", ".join(self.spec.tasks[t].name for t in rows.task.unique().tolist())
+                raise FloatingPointError(f"gradient of {name} is not finite in update {self.updates} (tasks: {tasks})")
         self.optimizer.step()
         with torch.no_grad():
             clipped = (((ratio - 1).abs() > config.clip).float() * weight).sum()
@@ -471,13 +497,14 @@ class PPOActor:
         leaves = {group: {leaf: x[None] for leaf, x in obs.leaves[group].items()} for group in self.rows}
         rows = agent._rows(leaves, obs.task[None], obs.first[None], slice(None))
         before = self.memory
-        features, self.memory = agent.net.actor(rows, before)
+        with matmul(agent.route, agent.device):
+            policies, (_, self.memory) = agent.policy(rows, before)
         action: dict[str, Array] = {}
         log_probs: list[Tensor] = []
         sample = np.zeros((len(obs.task), self.sample_width), np.float32)
-        for group, policy in agent.net.distributions(features, rows).items():
+        for group, policy in policies.items():
             drawn = policy.sample(self.generator) if self.explore else policy.mode()
-            action[group] = agent.net.policy[group].to_env(drawn).cpu().numpy()
+            action[group] = cast(ActionHead, agent.policy.heads[group]).to_env(drawn).cpu().numpy()
             log_probs.append(policy.log_prob(drawn))
             if drawn.is_floating_point():
                 sample[self.rows[group], : drawn.shape[1]] = drawn.cpu().numpy()

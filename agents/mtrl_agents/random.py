@@ -15,6 +15,8 @@ from mtrl.types import Actor, Array, Decision, Layout, Obs, Spec, Step
 class Random:
     """Draws every action uniformly: among the legal ones (Discrete), within the bounds (Box). Never learns."""
 
+    recurrent = False
+
     class Config(BaseModel):
         """Nothing to choose."""
 
@@ -33,10 +35,13 @@ class Random:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {"policy": {}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Has no state."""
+
+    def load_policy(self, state: Mapping[str, Any]) -> None:
+        """Has no parameters."""
 
 
 class RandomActor:

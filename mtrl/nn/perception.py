@@ -30,17 +30,21 @@ class PerceptionConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    width: int | None = Field(None, ge=1, description="width of the latents; None: as they come, or the widest group's")
-    vector: tuple[int, ...] = Field((), description="hidden layers on the vector leaf; () leaves it as it is")
-    grid: Literal["onehot", "cast"] = Field("onehot", description="cells of a grid of ids: one-hots, or raw numbers")
+    width: int | None = Field(
+        default=None, ge=1, description="width of the latents; None: as they come, or the widest group's"
+    )
+    vector: tuple[int, ...] = Field(default=(), description="hidden layers on the vector leaf; () leaves it as it is")
+    grid: Literal["onehot", "cast"] = Field(
+        default="onehot", description="cells of a grid of ids: one-hots, or raw numbers"
+    )
     channels: tuple[int, ...] = Field(
-        (16, 32, 64), description="2x2 convolutions on small images (MOORE's MiniGrid CNN)"
+        default=(16, 32, 64), description="2x2 convolutions on small images (MOORE's MiniGrid CNN)"
     )
     tokens: Literal["bag", "gru"] = Field(
-        "bag", description="token ids: masked mean of embeddings, or the GRU's end state"
+        default="bag", description="token ids: masked mean of embeddings, or the GRU's end state"
     )
-    token_width: int = Field(32, ge=1)
-    activation: Literal["relu", "tanh"] = Field("relu", description="between the layers of vector and join")
+    token_width: int = Field(default=32, ge=1)
+    activation: Literal["relu", "tanh"] = Field(default="relu", description="between the layers of vector and join")
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}

@@ -23,9 +23,10 @@ class TrunkConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["shared", "multi_head"] = Field(
-        "multi_head", description="shared: task one-hot at the input, one head; multi_head: no one-hot, a head per task"
+        default="multi_head",
+        description="shared: task one-hot at the input, one head; multi_head: no one-hot, a head per task",
     )
-    widths: tuple[int, ...] = Field((), description="hidden layers; () hands the latents straight to the heads")
+    widths: tuple[int, ...] = Field(default=(), description="hidden layers; () hands the latents straight to the heads")
     activation: Literal["relu", "tanh"] = "relu"
     layer_norm: bool = False
 
@@ -62,13 +63,15 @@ class MultiHeadTrunk(nn.Module):
         return self.layers(latents)
 
 
-TRUNKS: dict[str, Callable[[TrunkConfig, int, int], nn.Module]] = {
+Trunk = SharedTrunk | MultiHeadTrunk
+
+TRUNKS: dict[str, Callable[[TrunkConfig, int, int], Trunk]] = {
     "shared": SharedTrunk,
     "multi_head": MultiHeadTrunk,
 }
 
 
-def make_trunk(config: TrunkConfig, width: int, num_tasks: int) -> nn.Module:
+def make_trunk(config: TrunkConfig, width: int, num_tasks: int) -> Trunk:
     """The trunk that ``config.kind`` names, for latents of ``width`` and task ids below ``num_tasks``."""
     return TRUNKS[config.kind](config, width, num_tasks)
 
