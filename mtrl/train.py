@@ -27,6 +27,9 @@ from mtrl.monitor import Monitor
 from mtrl.spaces import make_spec
 from mtrl.types import Agent, Spec, Task
 from mtrl.vector import MultiTaskVectorEnv
+from mtrl.vector.cost import step_seconds
+
+WORTH_SHARING = 1e-3  # seconds per vector step; signalling worker processes takes about a tenth of that
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
     with contextlib.ExitStack() as stack:
         logger = stack.enter_context(_logger(config, out, spec, saved.step if saved else None))
         slots = sum(copies) if isinstance(copies, list) else copies * len(tasks)
-        envs = MultiTaskVectorEnv(tasks, copies, seed=config.seed, workers=_workers(config, slots), spec=spec)
+        workers = _workers(config, tasks, spec, slots)
+        envs = MultiTaskVectorEnv(tasks, copies, seed=config.seed, workers=workers, spec=spec)
         stack.callback(envs.close)
         actor = agent.actor(envs.layout, explore=True)
         monitor = Monitor(spec, config.log.window)
@@ -106,7 +110,9 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
                 logger.log(metrics, step)
                 logged, clock = step, time.monotonic()
             if config.eval.every and _due(before, step, config.eval.every) and step < config.steps:
+                paused = time.monotonic()
                 _evaluate(config, agent, tasks, spec, logger, step)
+                clock += time.monotonic() - paused  # speed is that of training alone
             if _due(before, step, config.checkpoint.every) and step < config.steps:
                 save()
         save()
@@ -137,11 +143,18 @@ def _due(before: int, now: int, every: int) -> bool:
     return now // every > before // every
 
 
-def _workers(config: RunConfig, slots: int) -> int:
+def _workers(config: RunConfig, tasks: Sequence[Task], spec: Spec, slots: int) -> int:
+    """Processes for ``workers: auto``: one per core if a vector step takes long enough to be worth sharing out.
+
+    The answer depends on how fast this machine is, the run does not: it is bit-identical for any number.
+    """
+    cores = os.cpu_count() or 1
     if config.workers != "auto":
         return config.workers
-    cores = os.cpu_count() or 1
-    return min(cores, slots) if cores > 1 and slots > 1 else 0
+    if cores == 1 or slots == 1:
+        return 0
+    samples = [tasks[group.tasks[0]] for group in spec.groups]
+    return min(cores, slots) if step_seconds(samples) / len(samples) * slots > WORTH_SHARING else 0
 
 
 def _last_good(out: Path) -> str:
