@@ -18,11 +18,11 @@ from mtrl.types import Array, Group, Spec, Step
 
 
 class Batch(NamedTuple):
-    """Transitions of one group: B of each of its K tasks, [K, B, ...], sorted by task id.
+    """n transitions of one group, equal numbers of each of its tasks, sorted by task.
 
-    ``task`` [K] int64; ``obs`` and ``next`` {leaf: [K, B, ...]} in the leaves' dtypes; ``action`` [K, B, a] float32
-    (Box) or [K, B] int64 (Discrete); ``reward`` [K, B] float32, raw; ``terminated`` [K, B] bool. A truncated
-    transition is not terminated: its target bootstraps from ``next``, which is the true successor.
+    ``task`` [n] int64; ``obs`` and ``next`` {leaf: [n, ...]} in the leaves' dtypes; ``action`` [n, a] float32 (Box) or
+    [n] int64 (Discrete); ``reward`` [n] float32, raw; ``terminated`` [n] bool. A truncated transition is not
+    terminated: its target bootstraps from ``next``, which is the true successor.
     """
 
     task: Array
@@ -99,13 +99,13 @@ class Replay:
     def state_dict(self) -> dict[str, Any]:
         """The filled part of every ring. Like torch's, it holds references: write it away before the next ``add``."""
         return {
-            "rng": self._rng.bit_generator.state,
+            "rng": rng_state(self._rng),
             "rings": {name: ring.state_dict() for name, ring in self._rings.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as the saved buffer would have; ValueError if its capacity was another."""
-        self._rng.bit_generator.state = state["rng"]
+        set_rng_state(self._rng, state["rng"])
         for name, ring in self._rings.items():
             ring.load_state_dict(state["rings"][name])
 
@@ -153,16 +153,15 @@ class _Ring:
     def sample(self, per_task: int, rng: np.random.Generator) -> Batch:
         filled = np.flatnonzero(self.sizes)
         index = rng.integers(0, self.sizes[filled, None], (len(filled), per_task))
-        index += filled[:, None] * self.capacity
+        index = (index + filled[:, None] * self.capacity).reshape(-1)
         drawn = {}
         for name, data in self._data.items():
-            shape = (*index.shape, *data.shape[1:])
-            if name not in self._drawn or self._drawn[name].shape != shape:
-                self._drawn[name] = np.empty(shape, data.dtype)
+            if name not in self._drawn or len(self._drawn[name]) != len(index):
+                self._drawn[name] = np.empty((len(index), *data.shape[1:]), data.dtype)
             # mode="clip" because numpy buffers the output in the default mode; the indices are in range.
             drawn[name] = np.take(data, index, axis=0, out=self._drawn[name], mode="clip")
         return Batch(
-            self.tasks[filled],
+            np.repeat(self.tasks[filled], per_task),
             {leaf: drawn[f"obs.{leaf}"] for leaf in self.leaves},
             drawn["action"],
             drawn["reward"],
@@ -186,6 +185,18 @@ class _Ring:
                 array[k * self.capacity : k * self.capacity + size] = fields[name]
         self._head[:] = state["head"]
         self.sizes[:] = sizes
+
+
+def rng_state(rng: np.random.Generator) -> dict[str, Any]:
+    """The generator's state; PCG64's 128-bit integers become text, which survives any checkpoint format."""
+    state = rng.bit_generator.state
+    return {**state, "state": {key: str(value) for key, value in state["state"].items()}}
+
+
+def set_rng_state(rng: np.random.Generator, state: Mapping[str, Any]) -> None:
+    """Put back what ``rng_state`` returned."""
+    inner = {key: int(value) for key, value in state["state"].items()}
+    rng.bit_generator.state = {**state, "state": inner}
 
 
 def _fields(group: Group) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

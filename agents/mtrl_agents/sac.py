@@ -24,12 +24,10 @@ from mtrl.nn.heads import TaskMLP
 from mtrl.nn.linear import Probe, Route, matmul, probe
 from mtrl.nn.losses import project, squashed_sample
 from mtrl.nn.normalizers import MaxReturnScale
-from mtrl.nn.perception import Perception, PerceptionConfig, to_tensors
+from mtrl.nn.perception import Perception, PerceptionConfig, flat_width, to_tensors
 from mtrl.nn.trunk import TrunkConfig, make_trunk
 from mtrl.replay import Replay
 from mtrl.types import Actor, Array, Decision, Group, Layout, Obs, Spec, Step
-
-ALPHA = "alpha"
 
 
 class Config(BaseModel):
@@ -37,7 +35,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    perception: PerceptionConfig = PerceptionConfig()
+    perception: PerceptionConfig = Field(default_factory=PerceptionConfig)
     trunk: TrunkConfig = TrunkConfig(kind="multi_head", widths=(400, 400, 400), activation="relu")
     critic_trunk: TrunkConfig | None = Field(None, description="null: as the actor's")
     gamma: float = Field(0.99, ge=0, lt=1)
@@ -78,7 +76,7 @@ class SAC:
                 raise ValueError(f"sac needs continuous actions, group {group.name!r} has {group.action}; try ppo")
         self.spec, self.config, self.seed, self.device = spec, config, seed, torch.device(device)
         self.probe = probe(device) if config.matmul == "auto" else Probe(config.matmul, 0.0, 0.0, 1.0)
-        self.route = self.probe.route
+        self.route: Route = self.probe.route
         tasks = len(spec.tasks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -86,13 +84,13 @@ class SAC:
             self.critics = nn.ModuleList(Critic(spec, config) for _ in range(2)).to(self.device)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.full((tasks,), float(np.log(config.alpha)), device=self.device))
-        sizes = torch.tensor([np.prod(spec.group(task.group).action.shape) for task in spec.tasks])
+        sizes = torch.tensor([flat_width(spec.group(task.group)) for task in spec.tasks])
         self.target_entropy = (config.target_entropy * sizes).to(self.device, torch.float32)
         adam = {"eps": config.adam_eps, "fused": True}
         self.optimizers = {
             "actor": torch.optim.Adam(self.policy.parameters(), config.lr, **adam),
             "critic": torch.optim.Adam(self.critics.parameters(), config.lr, **adam),
-            ALPHA: torch.optim.Adam([self.log_alpha], config.alpha_lr, **adam),
+            "alpha": torch.optim.Adam([self.log_alpha], config.alpha_lr, **adam),
         }
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.replay = Replay(spec, config.capacity, seed=seed)
@@ -135,33 +133,24 @@ class SAC:
 
     def _batch(self) -> Rows:
         """Equal shares of all tasks, on the device, actions and rewards in the networks' units."""
-        batches = self.replay.sample(self.config.batch_size)
         divisors = np.ones(len(self.spec.tasks))
         if self.scale is not None:
             alpha = self.log_alpha.detach().exp().cpu().double().numpy()
             divisors = self.scale.divisors(alpha, self.target_entropy.cpu().double().numpy())
-        parts = []
-        for name, batch in batches.items():
-            n = batch.reward.size
-            reward = (batch.reward / divisors[batch.task, None]).astype(np.float32)
-            action = torch.as_tensor(batch.action, device=self.device).flatten(0, 1)
-            parts.append(
-                Rows(
-                    torch.as_tensor(np.repeat(batch.task, n // len(batch.task)), device=self.device),
-                    {name: to_tensors({k: v.reshape(n, *v.shape[2:]) for k, v in batch.obs.items()}, self.device)},
-                    {name: self.policy.to_unit(action, name)},
-                    torch.as_tensor(reward.reshape(n), device=self.device),
-                    torch.as_tensor(batch.terminated.reshape(n), device=self.device),
-                    {name: to_tensors({k: v.reshape(n, *v.shape[2:]) for k, v in batch.next.items()}, self.device)},
-                )
-            )
+
+        def put(array: Array) -> Tensor:
+            return torch.as_tensor(array, device=self.device)
+
+        batches = self.replay.sample(self.config.batch_size)
+        task = np.concatenate([batch.task for batch in batches.values()])
+        reward = np.concatenate([batch.reward for batch in batches.values()]) / divisors[task]
         return Rows(
-            torch.cat([part.task for part in parts]),
-            {name: leaves for part in parts for name, leaves in part.obs.items()},
-            {name: action for part in parts for name, action in part.action.items()},
-            torch.cat([part.reward for part in parts]),
-            torch.cat([part.terminated for part in parts]),
-            {name: leaves for part in parts for name, leaves in part.next.items()},
+            put(task),
+            {name: to_tensors(batch.obs, self.device) for name, batch in batches.items()},
+            {name: self.policy.to_unit(put(batch.action), name) for name, batch in batches.items()},
+            put(reward.astype(np.float32)),
+            put(np.concatenate([batch.terminated for batch in batches.values()])),
+            {name: to_tensors(batch.next, self.device) for name, batch in batches.items()},
         )
 
     def _learn(self, rows: Rows) -> None:
@@ -172,10 +161,10 @@ class SAC:
                 target = self._target(rows, alpha)
             values = [critic(rows.obs, rows.action, rows.task) for critic in self.critics]
             if self.config.critic == "mse":
-                loss = sum(F.mse_loss(value[:, 0].float(), target, reduction="none") for value in values)
+                losses = [F.mse_loss(value[:, 0].float(), target, reduction="none") for value in values]
             else:
-                loss = sum(-(target * F.log_softmax(value.float(), 1)).sum(1) for value in values)
-            self._descend("critic", loss, rows.task, self.critics)
+                losses = [-(target * F.log_softmax(value.float(), 1)).sum(1) for value in values]
+            self._descend("critic", losses[0] + losses[1], rows.task, self.critics)
 
         self.critics.requires_grad_(False)  # the actor's loss needs no gradient of their weights
         with matmul(self.route, self.device):
@@ -186,7 +175,7 @@ class SAC:
         self.critics.requires_grad_(True)
 
         gap = log_prob.detach() + self.target_entropy[rows.task]
-        self._descend(ALPHA, -self.log_alpha[rows.task] * gap, rows.task, None)
+        self._descend("alpha", -self.log_alpha[rows.task] * gap, rows.task, None)
         torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), self.config.tau)
         self._sum("q", torch.zeros_like(self.log_alpha).index_add_(0, rows.task, value.detach()))
         self._sum("rows", torch.bincount(rows.task, minlength=len(self.log_alpha)))
@@ -246,15 +235,11 @@ class SAC:
 
     def _metrics(self) -> dict[str, float]:
         """Means since the last record; the only place where numbers leave the device."""
-        sums = {name: value.tolist() for name, value in self._sums.items()}
-        self._sums = {}
-        metrics = {name: value / self.config.log_every for name, value in sums.items() if name.startswith("losses/")}
-        for info, alpha, q, rows in zip(
-            self.spec.tasks, self.log_alpha.exp().tolist(), sums["q"], sums["rows"], strict=True
-        ):
-            metrics[f"alpha/{info.name}"] = alpha
-            if rows:
-                metrics[f"q/{info.name}"] = q / rows
+        sums, self._sums = self._sums, {}
+        metrics = {name: value.item() / self.config.log_every for name, value in sums.items() if "/" in name}
+        alpha, value = self.log_alpha.exp().tolist(), (sums["q"] / sums["rows"].clamp(min=1)).tolist()
+        for t, info in enumerate(self.spec.tasks):
+            metrics |= {f"alpha/{info.name}": alpha[t], f"q/{info.name}": value[t]}
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -314,15 +299,16 @@ class Policy(nn.Module):
         self.trunk = make_trunk(config.trunk, self.perception.width, len(spec.tasks))
         self.heads = nn.ModuleDict()
         self.low, self.high = config.log_std
-        self.local: dict[str, Tensor] = {}
         for group in spec.groups:
             heads = len(group.tasks) if self.trunk.per_task else 1
-            self.heads[group.name] = TaskMLP(heads, (int(self.trunk.out), 2 * int(np.prod(group.action.shape))))
+            self.heads[group.name] = TaskMLP(heads, (self.trunk.out, 2 * flat_width(group)))
             local = torch.zeros(len(spec.tasks), dtype=torch.int64)
             if self.trunk.per_task:
                 local[list(group.tasks)] = torch.arange(heads)
-            for key, value in (("local", local), ("low", group.action.low), ("high", group.action.high)):
-                self.register_buffer(f"{key}:{group.name}", torch.as_tensor(value), persistent=False)
+            self.register_buffer(f"local:{group.name}", local, persistent=False)
+            assert isinstance(group.action, Box)  # SAC has checked
+            for end, values in (("low", group.action.low), ("high", group.action.high)):
+                self.register_buffer(f"{end}:{group.name}", torch.as_tensor(values), persistent=False)
 
     def forward(self, obs: Mapping[str, Mapping[str, Tensor]], task: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Leaves per group and the tasks [n] of their rows -> (mean, log deviation) [n_g, a] per group."""
@@ -358,7 +344,7 @@ class Critic(nn.Module):
         self.perception = Perception(dataclasses.replace(spec, groups=groups), config.perception, state=True)
         self.trunk = make_trunk(trunk, self.perception.width, len(spec.tasks))
         out = 1 if config.critic == "mse" else config.atoms
-        self.head = TaskMLP(len(spec.tasks) if self.trunk.per_task else 1, (int(self.trunk.out), out))
+        self.head = TaskMLP(len(spec.tasks) if self.trunk.per_task else 1, (self.trunk.out, out))
 
     def forward(self, obs: Mapping[str, Mapping[str, Tensor]], action: Mapping[str, Tensor], task: Tensor) -> Tensor:
         """Leaves and actions in [-1, 1] per group, tasks [n] of their rows -> [n, 1] values or [n, atoms] logits."""
@@ -374,7 +360,7 @@ class Critic(nn.Module):
 
 def _with_action(group: Group) -> dict[str, Box]:
     own = [group.leaves["vector"]] if "vector" in group.leaves else []
-    ends = np.ones(group.action.shape, np.float32)
+    ends = np.ones(flat_width(group), np.float32)
     low = np.concatenate([*(box.low for box in own), -ends])
     high = np.concatenate([*(box.high for box in own), ends])
     return {**group.leaves, "vector": Box(low, high, dtype=np.float32)}
