@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -126,11 +127,28 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         info["simulator_faults"] = self._faults
         return obs.astype(np.float32), float(reward), False, truncated, info
 
-    def render(self) -> Any:
+    def render(self) -> np.ndarray:
+        """The camera ``corner2``, upright, [240, 240, 3] uint8.
+
+        Raises:
+            RuntimeError: built without ``render_mode="rgb_array"``, or no OpenGL to draw with.
+        """
+        if self.render_mode is None:
+            raise RuntimeError('this environment does not render: build it with render_mode="rgb_array"')
+        import mujoco
+
         renderer = self.raw.mujoco_renderer
+        try:
+            viewer = renderer._get_viewer(self.render_mode)
+        except (vars(mujoco)["FatalError"], ImportError, AttributeError, RuntimeError) as error:
+            raise RuntimeError(
+                f"MuJoCo found no OpenGL to render with (MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}): set MUJOCO_GL=egl "
+                "(needs libegl1) or MUJOCO_GL=osmesa (needs libosmesa6) before Python starts"
+            ) from error
         # Several renderers in one process draw into each other's buffers unless each one's context is made current.
-        renderer._get_viewer(self.render_mode).make_context_current()
-        return renderer.render(self.render_mode)
+        viewer.make_context_current()
+        # The package's camera hangs upside down.
+        return np.ascontiguousarray(renderer.render(self.render_mode)[::-1, ::-1])
 
     def close(self) -> None:
         self.raw.close()
@@ -260,6 +278,13 @@ class MetaWorld:
 
     def _task(self, name: str) -> Task:
         installed = version("metaworld")
+        table = _table()
+        scores = table["tasks"][name].get("score", {}) if self.reward_version == "v2" else {}
+        if str(self.horizon) in scores:
+            score, source = tuple(scores[str(self.horizon)]), table["score_source"]
+        else:
+            score = (0.0, 1.0)
+            source = f"none (raw returns): not measured for reward {self.reward_version} and horizon {self.horizon}"
         return Task(
             name=f"metaworld/{name}",
             build=functools.partial(
@@ -272,6 +297,8 @@ class MetaWorld:
                 fast=self.fast,
             ),
             horizon=self.horizon,
+            score=score,
+            score_source=source,
             # An unknown version may have other goal bounds: let the vector build one environment and look.
             spaces=_spaces(name) if installed == KNOWN_VERSION else None,
             protocol={
