@@ -107,7 +107,8 @@ def save(folder: Path, step: int, state: Mapping[str, Any], meta: Mapping[str, A
     safetensors.torch.save_file(encode.tensors, part / TENSORS)
     safetensors.numpy.save_file(encode.arrays, part / ARRAYS)
     files = {name: _fingerprint(part / name) for name in (STATE, TENSORS, ARRAYS)}
-    _write_json(part / MANIFEST, {"format": FORMAT, "step": step, "meta": meta, "files": files}, indent=1)
+    manifest = {"format": FORMAT, "step": step, "meta": meta, "files": files}
+    _write_json(part / MANIFEST, {**manifest, "sha256": _digest(manifest)}, indent=1)
     for name in (STATE, TENSORS, ARRAYS, MANIFEST):
         _sync(part / name)
     _sync(part)
@@ -180,6 +181,8 @@ def _read(path: Path) -> Checkpoint:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise CheckpointError(f"{path} has format {manifest['format']}, this version of mtrl reads {FORMAT}")
+        if manifest.pop("sha256") != _digest(manifest):
+            raise CheckpointError(f"{path / MANIFEST} is damaged: it does not match its own hash")
         for name in (STATE, TENSORS, ARRAYS):
             expected, actual = manifest["files"][name], _fingerprint(path / name)
             if actual != expected:
@@ -214,11 +217,11 @@ class _Encoder:
                 raise TypeError(f"{place}: cannot store an array of dtype {value.dtype}")
             array = value if value.flags.c_contiguous else value.copy(order="C")
             return {_TAG: "array", "name": _put(self.arrays, place, array)}
-        if isinstance(value, np.generic) and _plain(value.dtype):
-            return {_TAG: "scalar", "dtype": value.dtype.name, "value": self(value.item(), place)}
         if kind is list or kind is tuple:
             items = [self(item, f"{place}.{i}") for i, item in enumerate(value)]
             return items if kind is list else {_TAG: "tuple", "items": items}
+        if isinstance(value, np.generic) and _plain(value.dtype):
+            return {_TAG: "scalar", "dtype": value.dtype.name, "value": self(value.item(), place)}
         if isinstance(value, Mapping):
             for key in value:
                 if key is not None and type(key) not in (str, int, float, bool):
@@ -280,6 +283,10 @@ def _decode(node: Any, tensors: Mapping[str, torch.Tensor], arrays: Mapping[str,
             return {_decode(key, tensors, arrays): _decode(item, tensors, arrays) for key, item in node["items"]}
         case other:
             raise ValueError(f"unknown kind of entry {other!r} in {STATE}")
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()  # JSON keeps the order of keys
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import time
@@ -20,6 +21,7 @@ from typing import Any, TextIO
 from mtrl.registry import UnknownNameError
 from mtrl.types import Episode
 
+_log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 SINKS = ("jsonl", "terminal", "wandb", "tensorboard")
 
@@ -197,17 +199,19 @@ class Logger:
 
     def _tell(self, method: str, *args: Any) -> None:
         for sink in list(self._mirrors):
-            with self._forgiving(type(sink).__name__, sink):
+            with self._forgiving(type(sink).__name__):
                 getattr(sink, method)(*args)
+                continue
+            self._mirrors.remove(sink)
+            with contextlib.suppress(Exception):  # already reported
+                sink.close("failed")
 
     @contextlib.contextmanager
-    def _forgiving(self, name: str, sink: Sink | None = None) -> Iterator[None]:
+    def _forgiving(self, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - days of training must not end because of a display or a server
-            if sink in self._mirrors:
-                self._mirrors.remove(sink)
-            self.notice(f"{name} is off from now on: {type(error).__name__}: {error}")
+            _log.warning("%s is off from now on: %s: %s", name, type(error).__name__, error)
 
 
 def _jsonable(value: Any) -> int | float | str:

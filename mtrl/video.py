@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import imageio
 import numpy as np
+from imageio_ffmpeg import write_frames
 from PIL import Image, ImageDraw, ImageFont
 
 from mtrl.types import Array
@@ -38,10 +38,20 @@ def write_video(path: Path, frames: Array | Sequence[Array], fps: float = 30.0) 
             case ".mp4":
                 height, width = video.shape[1] % 2, video.shape[2] % 2
                 video = np.pad(video, ((0, 0), (0, height), (0, width), (0, 0)), mode="edge")
-                # macro_block_size=1: otherwise imageio scales the picture to multiples of 16.
-                with imageio.get_writer(part, fps=fps, codec="libx264", macro_block_size=1, quality=7) as writer:
-                    for frame in video:
-                        writer.append_data(frame)
+                # macro_block_size=1: otherwise the picture is scaled to multiples of 16.
+                size = (video.shape[2], video.shape[1])
+                writer = write_frames(
+                    str(part),
+                    size,
+                    fps=fps,  # type: ignore[arg-type] - it formats a float
+                    quality=7,
+                    macro_block_size=1,
+                    ffmpeg_log_level="error",
+                )
+                writer.send(None)
+                for frame in video:
+                    writer.send(np.ascontiguousarray(frame))
+                writer.close()
             case ".gif":
                 images = [Image.fromarray(frame) for frame in video]
                 duration = max(20, round(1000 / fps / 10) * 10)
@@ -72,9 +82,9 @@ def tile(frames: Sequence[Array], labels: Sequence[str], height: int = 224) -> A
     size = max(10, height // 14)
     font = ImageFont.load_default(size)
     bar = round(size * 1.6)
-    # As square as it gets: columns by rows of (width + gap) x (height + bar + gap).
-    columns = max(1, min(len(frames), round(math.sqrt(len(frames) * (height + bar) / width))))
-    rows = math.ceil(len(frames) / columns)
+    # A landscape page, with as few empty cells at its end as that allows.
+    rows = math.ceil(len(frames) / math.ceil(math.sqrt(1.7 * len(frames))))
+    columns = math.ceil(len(frames) / rows)
     length = max(len(video) for video in frames)
     cell_h, cell_w = height + bar + _GAP, width + _GAP
     out = np.empty((length, rows * cell_h + _GAP, columns * cell_w + _GAP, 3), np.uint8)
