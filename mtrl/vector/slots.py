@@ -19,7 +19,7 @@ from mtrl.types import Array, Group, Task
 
 PARKED = -1
 _ALIGN = 64  # bytes; arrays start on cache lines of their own
-_COST_MEMORY = 0.98  # of the moving average of step times: about the last 50 steps
+COST_STEPS = 500  # that the moving average of step times spans, so that a reset now and then does not upset it
 
 
 class EnvironmentFailedError(RuntimeError):
@@ -132,7 +132,7 @@ class _Solo:
         # A fresh array for every step: environments may keep what they are given.
         action = int(actions[0]) if self._dtype is None else actions[0].astype(self._dtype)
         self._obs, reward, terminated, truncated, self._info = self.env.step(action)
-        return reward, bool(terminated), bool(truncated), _success(self._info)
+        return float(reward), bool(terminated), bool(truncated), _success(self._info)
 
     def write(self, leaves: Mapping[str, Array], local: slice) -> None:
         self._codec.write(self._obs, self._info, leaves, local.start)
@@ -311,7 +311,7 @@ class Slot:
         self._length += 1
         buffers.length[self.place.slot] = self._length
         buffers.reward[rows] = reward
-        if not np.isfinite(buffers.reward[rows]).all():
+        if not (math.isfinite(reward) if isinstance(reward, float) else np.isfinite(reward).all()):
             raise EnvironmentFailedError(self._where(f"returned the reward {reward}"))
         buffers.reported[self.place.slot] = success is not None
         buffers.success[rows] = bool(success)
@@ -354,7 +354,7 @@ class Runner:
             busy[number] = index
             slot.step()
             after = clock()
-            cost[index] += (1 - _COST_MEMORY) * (after - before - cost[index])
+            cost[index] += (after - before - cost[index]) / COST_STEPS
             before = after
 
     def drop(self, index: int) -> None:

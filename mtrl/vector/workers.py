@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from mtrl.types import Array
-from mtrl.vector.slots import Buffers, EnvironmentFailedError, Program, Runner
+from mtrl.vector.slots import COST_STEPS, Buffers, EnvironmentFailedError, Program, Runner
 
 # Orders and answers are single bytes; those with contents are followed by one pickled message.
 _STEP, _RESTORE, _DROP = b"s", b"r", b"d"
@@ -67,8 +67,9 @@ class Workers:
             self._links: list[Connection] = []
             self._processes: list[subprocess.Popen[bytes]] = []
             self._waiting: list[int] = []
+            self._settled = 0  # steps since slots moved, or since the first one
             # Also when the vector is forgotten without close(), and at interpreter exit.
-            self._finalizer = weakref.finalize(self, _shut_down, self._links, self._processes)
+            self._finalizer = weakref.finalize(self, _shut_down, os.getpid(), self._links, self._processes)
             for number in range(count):
                 self._launch(number, file.fileno(), payload)
 
@@ -86,6 +87,7 @@ class Workers:
 
     def send(self) -> None:
         """Wake all workers."""
+        self._settled += 1
         self._waiting = list(range(len(self._links)))
         for worker in self._waiting:
             self._order(worker, _STEP)
@@ -99,12 +101,15 @@ class Workers:
     def rebalance(self, movable: Sequence[tuple[int, int, int]]) -> None:
         """Even the workers' load out, as far as ``movable`` slots allow; a new owner just begins the same episode."""
         episodes = {slot: (slot, task, seed, np.empty(0)) for slot, task, seed in movable}
+        if self._settled < COST_STEPS:
+            return
         moves = plan_moves(self._owner, self.buffers.cost, list(episodes), len(self._links))
         for slot, worker in moves.items():
             self._order(self._owner[slot], _DROP, slot)
             self._answer(self._owner[slot])
             self._owner[slot] = worker
         if moves:
+            self._settled = 0
             self.restore([episodes[slot] for slot in moves])
 
     def close(self) -> None:
@@ -252,8 +257,13 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _shut_down(links: list[Connection], processes: list[subprocess.Popen[bytes]]) -> None:
+def _shut_down(owner: int, links: list[Connection], processes: list[subprocess.Popen[bytes]]) -> None:
+    if os.getpid() != owner:
+        return  # a forked copy of the owner that exits: the workers are not its own
     for link in links:
+        # Unlike close, shutdown also reaches the other end if a forked child holds a copy of the socket.
+        with socket.socket(fileno=os.dup(link.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
         link.close()
     deadline = time.monotonic() + _CLOSE_SECONDS
     for process in processes:

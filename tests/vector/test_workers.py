@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from mtrl.types import Decision
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv, episode_seed
-from mtrl.vector.workers import Workers, plan_moves
+from mtrl.vector.workers import Workers, _shut_down, plan_moves
 from tests.vector.drive import assert_same, begin_and_drive, drive, random_actions
 from tests.vector.probes import tasks
 
@@ -76,9 +77,10 @@ def test_steps_run_while_the_parent_works(make: Make) -> None:
     envs.step_wait(Decision(actions, {}))
 
 
-def test_moving_slots_changes_no_bit(make: Make) -> None:
+def test_moving_slots_changes_no_bit(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs are set by hand, so that slots must move; trajectories stay those of the process without workers."""
     names = ("counter", "counter-b", "walk", "team")
+    monkeypatch.setattr("mtrl.vector.workers.COST_STEPS", 0)
     one, other = make(tasks(*names), 2, seed=3), make(tasks(*names), 2, seed=3, workers=2)
     one.reset()
     other.reset()
@@ -93,14 +95,16 @@ def test_moving_slots_changes_no_bit(make: Make) -> None:
     assert len(owners) > 2
 
 
-def test_expensive_slots_are_spread(make: Make) -> None:
-    """Slots 0 and 2 (one worker at first) sleep; after an episode each worker has one of them."""
+def test_expensive_slots_are_spread(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots 0 and 2 begin in one worker; once they have proved expensive, one of them moves, and not earlier."""
     envs = make(tasks("slow-5", "counter"), [1, 3], workers=2)
     backend = envs._backend
     assert isinstance(backend, Workers)
     envs.reset()
     backend.buffers.cost[:] = [1.0, 0.1, 1.0, 0.1]
+    backend.rebalance([(2, 1, 0)])
     assert backend._owner == [0, 1, 0, 1]
+    monkeypatch.setattr("mtrl.vector.workers.COST_STEPS", 0)
     backend.rebalance([(2, 1, 0)])
     assert backend._owner == [0, 1, 1, 1]
 
@@ -203,6 +207,30 @@ def test_close_leaves_no_process_even_if_one_hangs(monkeypatch: pytest.MonkeyPat
     assert time.monotonic() - started < 30
     assert [process.returncode for process in children] == [1, -signal.SIGKILL] or children[1].returncode == -9
     envs.close()
+
+
+def test_close_while_a_forked_child_holds_the_sockets() -> None:
+    """Copies of the sockets in other children must not keep workers alive, nor may such a child end the workers."""
+    envs = MultiTaskVectorEnv(tasks("counter"), workers=1)
+    envs.reset()
+    backend = envs._backend
+    assert isinstance(backend, Workers)
+    copy = os.dup(backend._links[0].fileno())
+    (child,) = processes(envs)
+    _shut_down(os.getpid() + 1, backend._links, backend._processes)
+    drive(envs, 2)
+    envs.close()
+    os.close(copy)
+    assert child.returncode == 0
+
+
+def test_module_that_the_worker_cannot_import(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    ghost = types.ModuleType("ghost")
+    exec("class Env: pass\nEnv.__module__ = 'ghost'", vars(ghost))
+    monkeypatch.setitem(sys.modules, "ghost", ghost)
+    envs = make([replace(tasks("walk-calm")[0], build=vars(ghost)["Env"])], workers=1)
+    with pytest.raises(EnvironmentFailedError, match="No module named 'ghost'"):
+        envs.reset()
 
 
 def test_forgotten_vector_ends_its_workers() -> None:
