@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from imageio_ffmpeg import write_frames
+from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image, ImageDraw, ImageFont
 
 from mtrl.types import Array
@@ -27,6 +28,7 @@ def write_video(path: Path, frames: Array | Sequence[Array], fps: float = 30.0) 
 
     Raises:
         ValueError: no frames, another shape or dtype, or another suffix.
+        OSError: the file cannot be written.
     """
     video = np.asarray(frames)
     if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != np.uint8 or not video.size:
@@ -36,22 +38,7 @@ def write_video(path: Path, frames: Array | Sequence[Array], fps: float = 30.0) 
     try:
         match path.suffix:
             case ".mp4":
-                height, width = video.shape[1] % 2, video.shape[2] % 2
-                video = np.pad(video, ((0, 0), (0, height), (0, width), (0, 0)), mode="edge")
-                # macro_block_size=1: otherwise the picture is scaled to multiples of 16.
-                size = (video.shape[2], video.shape[1])
-                writer = write_frames(
-                    str(part),
-                    size,
-                    fps=fps,  # type: ignore[arg-type] - it formats a float
-                    quality=7,
-                    macro_block_size=1,
-                    ffmpeg_log_level="error",
-                )
-                writer.send(None)
-                for frame in video:
-                    writer.send(np.ascontiguousarray(frame))
-                writer.close()
+                _mp4(part, video, fps)
             case ".gif":
                 images = [Image.fromarray(frame) for frame in video]
                 duration = max(20, round(1000 / fps / 10) * 10)
@@ -96,6 +83,17 @@ def tile(frames: Sequence[Array], labels: Sequence[str], height: int = 224) -> A
         out[: len(video), top : top + height, left : left + video.shape[2]] = video
         out[len(video) :, top : top + height, left : left + video.shape[2]] = video[-1] // 2
     return out
+
+
+def _mp4(path: Path, video: Array, fps: float) -> None:
+    odd = ((0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0))
+    video = np.pad(video, odd, mode="edge")
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{video.shape[2]}x{video.shape[1]}", "-r", str(fps), "-i", "-"]
+    h264 = ["-c:v", "libx264", "-crf", "20", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]  # plays in browsers
+    command = [get_ffmpeg_exe(), "-y", "-loglevel", "error", *raw, *h264, str(path)]
+    done = subprocess.run(command, input=video.tobytes(), capture_output=True, check=False)
+    if done.returncode != 0:
+        raise OSError(f"ffmpeg cannot write {path}: {done.stderr.decode(errors='replace').strip()}")
 
 
 def _scale(video: Array, height: int) -> Array:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ from mtrl.log import METRICS, Jsonl, Logger, Sink
 from mtrl.registry import UnknownNameError
 from mtrl.types import Episode, Journal
 
+F32: Any = np.float32  # what agents may hand over, though the contract says float
 
-def episode(task=0, ret=1.0, success=True):
+
+def episode(task=0, ret=1.0, success: bool | None = True):
     return Episode(task, 0, 0, 0, ret, 10, success, success, True, Journal("t", 0, np.zeros(10, np.int64)))
 
 
@@ -32,7 +35,7 @@ def clockless(records):
 
 def test_jsonl_lines(tmp_path):
     with Logger(tmp_path, config={}, total_steps=100, sinks=["jsonl"]) as logger:
-        logger.log({"charts/mean_return": 0.1 + 0.2, "charts/episodes": 3, "losses/value": np.float32(0.1)}, 10)
+        logger.log({"charts/mean_return": 0.1 + 0.2, "charts/episodes": 3, "losses/value": F32(0.1)}, 10)
         assert len(lines(tmp_path)) == 1, "a record is on the disk at once"
         logger.evaluation({"eval/a/b/success": 1.0}, 20)
         logger.episode("a/b", episode(), 21, 0.5)
@@ -48,7 +51,7 @@ def test_jsonl_lines(tmp_path):
 
 def test_non_finite_values_are_valid_json(tmp_path):
     with Logger(tmp_path, config={}, total_steps=1, sinks=["jsonl"]) as logger:
-        logger.log({"a": math.nan, "b": math.inf, "c": np.float32(-np.inf), "d": 1.0}, 0)
+        logger.log({"a": math.nan, "b": math.inf, "c": F32(-np.inf), "d": 1.0}, 0)
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
