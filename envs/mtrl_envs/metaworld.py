@@ -279,7 +279,7 @@ class MetaWorld:
     def _task(self, name: str) -> Task:
         installed = version("metaworld")
         table = _table()
-        scores = table["tasks"][name].get("score", {}) if self.reward_version == "v2" else {}
+        scores = table["tasks"][name]["score"] if self.reward_version == "v2" else {}
         if str(self.horizon) in scores:
             score, source = tuple(scores[str(self.horizon)]), table["score_source"]
         else:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import sys
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,13 +41,16 @@ _KEPT = ("__init__", "reset_model", "_reset_hand")
 @functools.cache
 def fast_class(cls: type[SawyerXYZEnv]) -> type[SawyerXYZEnv]:
     """A subclass of the task's class ``cls`` whose steps and resets give the same bits in less time."""
-    functions: dict[str, Any] = {name: _copied(vars(SawyerXYZEnv)[name]) for name in _COPIED}
-    functions |= {
-        name: _copied(value)
+    base, task = _names(SawyerXYZEnv), _names(cls)
+    copies = {name: _copied(vars(SawyerXYZEnv)[name], base) for name in _COPIED}
+    copies |= {
+        name: _copied(value, task)
         for name, value in vars(cls).items()
-        if isinstance(value, types.FunctionType) and name not in _KEPT
+        if isinstance(value, types.FunctionType | staticmethod) and name not in _KEPT
     }
-    return type(cls.__name__, (cls,), {**_BASE, **functions, "parts": functools.cached_property(_Parts)})
+    fast = type(cls.__name__, (cls,), {**_BASE, **copies, "parts": functools.cached_property(_Parts)})
+    task[cls.__name__] = fast  # tasks call their static methods through their class
+    return fast
 
 
 class _Views(NamedTuple):
@@ -291,12 +295,17 @@ class _Rotation:
         return _Quaternion([part / norm for part in q])
 
 
-_NUMPY = types.SimpleNamespace(**vars(np))
-_NUMPY.linalg = types.SimpleNamespace(norm=_norm)
-_NUMPY.clip = _clip
+def _hstack(parts: Any) -> Array:
+    """``np.hstack`` of doubles."""
+    if all(type(part) is np.float64 for part in parts):
+        return np.array(parts)
+    return np.hstack(parts)
+
 
 _SEEN = {
-    "np": _NUMPY,
+    "np": types.SimpleNamespace(
+        **{**vars(np), "linalg": types.SimpleNamespace(norm=_norm), "clip": _clip, "hstack": _hstack}
+    ),
     "Rotation": _Rotation,
     "tolerance": _tolerance,
     "reward_utils": types.SimpleNamespace(**{**vars(reward_utils), "tolerance": _tolerance}),
@@ -304,17 +313,18 @@ _SEEN = {
 """What the copied functions see under these names."""
 
 
-def _copied(function: Any) -> Any:
-    """A copy of a function, freed from the package's check for a task, that sees ``_SEEN``."""
-    if function.__name__ == "inner":  # SawyerXYZEnv._Decorators.assert_task_is_set
+def _names(cls: type) -> dict[str, Any]:
+    """The global names of the module of ``cls``, with ``_SEEN`` in place of what it imports under these names."""
+    names = vars(sys.modules[cls.__module__])
+    return {**names, **{name: value for name, value in _SEEN.items() if name in names}}
+
+
+def _copied(function: Any, names: dict[str, Any]) -> Any:
+    """A copy of a function or static method with ``names`` as its globals."""
+    if isinstance(function, staticmethod):
+        return staticmethod(_copied(function.__func__, names))
+    if function.__name__ == "inner":  # SawyerXYZEnv._Decorators.assert_task_is_set; mtrl sets it
         function = function.__closure__[0].cell_contents
-    seen = {name: value for name, value in _SEEN.items() if name in function.__globals__}
-    copy = types.FunctionType(
-        function.__code__,
-        {**function.__globals__, **seen},
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
+    copy = types.FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
