@@ -101,7 +101,7 @@ class ValueNet(nn.Module):
         per_task, act = bool(body.trunk.per_task), config.head_activation
         self.head = ValueHead(len(spec.tasks), body.out, config.head, per_task=per_task, activation=act)
         orthogonal_(self, 2**0.5)
-        orthogonal_(self.head.net.layers[-1], 1.0)
+        orthogonal_(self.head.net.layers[-1], 0.01)  # first advantages come from rewards, not from noise
 
     def forward(self, features: Tensor, rows: Rows) -> Tensor:
         """Features [t, n, D] -> normalised values [t, n]."""
@@ -132,6 +132,7 @@ class PPO:
         max_grad_norm: float | None = Field(0.5, gt=0, description="of actor and critic each")
         target_kl: float | None = Field(None, gt=0, description="end the epochs when the policy has moved this far")
         normalize_advantage: bool = Field(True, description="per task, over the rollout")
+        spread_decay: float = 0.95
         normalize_value: bool = Field(True, description="value targets by running moments of each task's returns")
         share: bool = Field(False, description="one body for actor and critic")
         memory: int = Field(0, ge=0, description="width of a GRU behind the trunk; 0: none")
@@ -159,6 +160,7 @@ class PPO:
         self.generator = torch.Generator().manual_seed(seed)
         self.rollout = Rollout(spec, config.rollout)
         self.moments = TaskMoments(len(spec.tasks))
+        self.spread = TaskMoments(len(spec.tasks), decay=config.spread_decay, floor=1e-8)
         self.critic_memory: Tensor | None = None  # the critic's own memory where the rollout starts, [n, H]
         self.updates = 0
 
@@ -256,7 +258,8 @@ class PPO:
         if config.normalize_value:
             self.moments.update(returns[roll.valid], roll.task[roll.valid])
         if config.normalize_advantage:
-            advantage = normalize_per_task(advantage, roll.task, roll.valid)
+            self.spread.update(advantage[roll.valid], roll.task[roll.valid])
+            advantage = normalize_per_task(advantage, roll.task, roll.valid, least=self.spread.std)
         columns = {
             "advantage": advantage.astype(np.float32),
             "target": self._normalized(returns).astype(np.float32),
