@@ -24,7 +24,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,7 +83,8 @@ def save(folder: Path, step: int, state: Mapping[str, Any], meta: Mapping[str, A
         step: the environment step.
         state: a tree of dicts (keys: str, int, float, bool, None), lists and tuples. Its leaves are torch tensors and
             numpy arrays of any numeric dtype, numpy scalars, str, int of any size, float, bool and None. All come back
-            with their type; tensors and arrays without aliases, so tied parameters are stored twice.
+            with their type, tensors and arrays with the order of their axes in memory but without aliases: tied
+            parameters are stored twice.
         meta: plain JSON data to store in the manifest (config, versions, ...).
         keep: how many checkpoints stay, at least 1.
 
@@ -211,12 +212,15 @@ class _Encoder:
         if kind is float:
             return value if math.isfinite(value) else {_TAG: "float", "value": repr(value)}
         if isinstance(value, torch.Tensor):
-            return {_TAG: "tensor", "name": _put(self.tensors, place, self._tensor(value, place))}
+            return self._tensor(value, place)
         if kind in (np.ndarray, np.memmap):
             if not _plain(value.dtype):
                 raise TypeError(f"{place}: cannot store an array of dtype {value.dtype}")
-            array = value if value.flags.c_contiguous else value.copy(order="C")
-            return {_TAG: "array", "name": _put(self.arrays, place, array)}
+            order = _order(value.strides)
+            array = value.transpose(order)
+            if not array.flags.c_contiguous:
+                order, array = list(range(value.ndim)), value.copy(order="C")
+            return {_TAG: "array", "name": _put(self.arrays, place, array), "order": order}
         if kind is list or kind is tuple:
             items = [self(item, f"{place}.{i}") for i, item in enumerate(value)]
             return items if kind is list else {_TAG: "tuple", "items": items}
@@ -234,17 +238,28 @@ class _Encoder:
             f"{place}: cannot store a {kind}; state holds tensors, arrays, numbers, strings, booleans and None"
         )
 
-    def _tensor(self, value: torch.Tensor, place: str) -> torch.Tensor:
+    def _tensor(self, value: torch.Tensor, place: str) -> dict[str, Any]:
         if value.layout != torch.strided or value.is_quantized or value.is_complex():
             raise TypeError(f"{place}: cannot store a {value.layout} tensor of {value.dtype}")
+        # The file holds contiguous tensors. One that is merely transposed (a channels-last weight) comes back so: torch
+        # adds up in the order of memory, so that another layout would give other last bits.
+        value = value.detach().cpu()
+        order = _order(value.stride())
+        tensor = value.permute(order)
+        if not tensor.is_contiguous():
+            order, tensor = list(range(value.dim())), value.contiguous()
         # safetensors refuses tensors that share memory, and views of a larger storage.
-        tensor = value.detach().cpu().contiguous()
         storage = tensor.untyped_storage()
         if storage.nbytes() != tensor.nbytes or storage.data_ptr() in self._storages:
-            return tensor.clone()
-        if storage.nbytes():
+            tensor = tensor.clone()
+        elif storage.nbytes():
             self._storages.add(storage.data_ptr())
-        return tensor
+        return {_TAG: "tensor", "name": _put(self.tensors, place, tensor), "order": order}
+
+
+def _order(strides: Sequence[int]) -> list[int]:
+    """The axes from the slowest to the fastest in memory."""
+    return sorted(range(len(strides)), key=lambda axis: -strides[axis])
 
 
 def _plain(dtype: np.dtype) -> bool:
@@ -272,9 +287,9 @@ def _decode(node: Any, tensors: Mapping[str, torch.Tensor], arrays: Mapping[str,
         case "float":
             return float(node["value"])
         case "tensor":
-            return tensors[node["name"]]
+            return tensors[node["name"]].permute(_inverse(node["order"]))
         case "array":
-            return arrays[node["name"]]
+            return arrays[node["name"]].transpose(_inverse(node["order"]))
         case "scalar":
             return np.dtype(node["dtype"]).type(_decode(node["value"], tensors, arrays))
         case "tuple":
@@ -283,6 +298,10 @@ def _decode(node: Any, tensors: Mapping[str, torch.Tensor], arrays: Mapping[str,
             return {_decode(key, tensors, arrays): _decode(item, tensors, arrays) for key, item in node["items"]}
         case other:
             raise ValueError(f"unknown kind of entry {other!r} in {STATE}")
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return sorted(range(len(order)), key=lambda axis: order[axis])
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

@@ -127,6 +127,19 @@ def test_shared_and_strided_memory(tmp_path):
     assert found["arrays"]["tied"].sum() == array.sum()
 
 
+def test_memory_layout(tmp_path):
+    """Torch's results depend on it in the last bits, and its fused optimisers pair numbers by position."""
+    weight = torch.randn(8, 3, 5, 5).to(memory_format=torch.channels_last)
+    array = np.asfortranarray(np.arange(24.0).reshape(2, 3, 4)).transpose(1, 0, 2)
+    save(tmp_path, 0, {"weight": weight, "turned": torch.randn(3, 4).T, "array": array, "rows": np.ones((1, 1, 4))}, {})
+    found = load(tmp_path).state
+    assert found["weight"].stride() == weight.stride()
+    assert torch.equal(found["weight"], weight)
+    assert found["turned"].stride() == (1, 4)
+    assert found["array"].strides == array.strides
+    np.testing.assert_array_equal(found["array"], array)
+
+
 def test_module_and_optimiser_go_on_as_if_nothing_happened(tmp_path):
     def make():
         torch.manual_seed(0)
