@@ -16,12 +16,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.logger import Logger
@@ -30,6 +30,7 @@ from mtrl.types import Array, Decision, Layout, Obs, Spec, Step
 from mtrl.vector.views import Padding
 
 Model = TypeVar("Model", PPO, SAC)
+Auto = Annotated[str, StringConstraints(pattern=r"^auto(_[0-9.e-]+)?$")]
 _ACTIVATIONS: dict[str, type[torch.nn.Module]] = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
 
 
@@ -53,19 +54,16 @@ class Randomness:
         outside = np.random.get_state(legacy=False)  # noqa: NPY002
         with torch.random.fork_rng(devices=self._cuda):
             try:
-                self._set()
+                torch.set_rng_state(self._torch)
+                for device, state in zip(self._cuda, self._devices, strict=True):
+                    torch.cuda.set_rng_state(state, device)
+                np.random.set_state(self._numpy)  # noqa: NPY002
                 yield
                 self._torch = torch.get_rng_state()
                 self._devices = [torch.cuda.get_rng_state(d) for d in self._cuda]
                 self._numpy = np.random.get_state(legacy=False)  # noqa: NPY002
             finally:
                 np.random.set_state(outside)  # noqa: NPY002
-
-    def _set(self) -> None:
-        torch.set_rng_state(self._torch)
-        for device, state in zip(self._cuda, self._devices, strict=True):
-            torch.cuda.set_rng_state(state, device)
-        np.random.set_state(self._numpy)  # noqa: NPY002
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -87,12 +85,15 @@ class SB3Agent(Generic[Model]):
     """
 
     recurrent = False
+    modules: Mapping[str, torch.nn.Module]
+    """Everything with parameters; ``policy`` is what acting needs."""
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    buffer: RolloutBuffer | ReplayBuffer | None = None  # made when the number of rows is known
 
     def __init__(self, spec: Spec, model: Model, seed: int) -> None:
         """``model`` was made with ``_init_setup_model=False``, as SB3 itself does when it loads one."""
         self.spec, self.model, self.seed = spec, model, seed
         self.padding = Padding(spec, illegal="first")  # SB3 knows no masks
-        self.rows = 0  # of the training vector; known at its first step
         model.observation_space, model.action_space = self.padding.flat_space, self.padding.action_space
         model.n_envs = 1
         model.set_logger(Logger(folder=None, output_formats=[]))
@@ -107,86 +108,55 @@ class SB3Agent(Generic[Model]):
         return SB3Actor(self, explore)
 
     def explore(self, observation: Array) -> tuple[Array, dict[str, Array]]:
-        """Decide as SB3's ``collect_rollouts`` does, drawing from the global generators.
-
-        Returns:
-            Actions [N, ...] within the action space, and the extras that ``observe`` needs.
-        """
+        """Decide as SB3's ``collect_rollouts`` does: actions [N, ...] within bounds, extras for ``observe``."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Like torch's, it holds references: write it away before the agent goes on."""
-        buffer = self._buffer()
-        filled = buffer.size()
         return {
-            **{name: dict(module.state_dict()) for name, module in self._modules().items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers().items()},
-            "rows": self.rows,
+            **{name: dict(module.state_dict()) for name, module in self.modules.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "timesteps": self.model.num_timesteps,
             "updates": self.model._n_updates,
-            "buffer": {name: array[:filled] for name, array in _arrays(buffer).items()},
-            "position": buffer.pos,
-            "full": buffer.full,
+            "buffer": None if self.buffer is None else _buffer_state(self.buffer),
             "randomness": self.randomness.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on as the saved agent would have.
-
-        Raises:
-            ValueError: the buffer had another size.
-        """
-        for name, module in self._modules().items():
+        """Go on as the saved agent would have; ValueError if its buffer had another size."""
+        for name, module in self.modules.items():
             module.load_state_dict(state[name])
-        for name, optimizer in self._optimizers().items():
+        for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self.model.num_timesteps, self.model._n_updates = state["timesteps"], state["updates"]
         self.randomness.load_state_dict(state["randomness"])
-        if state["rows"]:
-            self._begin(state["rows"])
-        buffer = self._buffer()
-        for name, array in _arrays(buffer).items():
-            saved = state["buffer"][name]
-            if len(saved) > len(array) or (state["full"] and len(saved) != len(array)):
-                raise ValueError(f"the saved buffer holds {len(saved)} steps, this one {len(array)}: sizes must agree")
-            array[: len(saved)] = saved
-        buffer.pos, buffer.full = state["position"], state["full"]
+        if state["buffer"] is not None:
+            self.buffer = self._make_buffer(state["buffer"]["rows"])
+            _load_buffer(self.buffer, state["buffer"])
 
     def load_policy(self, state: Mapping[str, Any]) -> None:
         """Take ``state_dict()["policy"]``, all that acting needs."""
-        self._modules()["policy"].load_state_dict(state)
+        self.modules["policy"].load_state_dict(state)
 
-    def _begin(self, rows: int) -> None:
-        """Make the buffer for ``rows`` rows."""
+    def _make_buffer(self, rows: int) -> RolloutBuffer | ReplayBuffer:
+        """SB3's own buffer for ``rows`` rows, also given to the model."""
         raise NotImplementedError
 
-    def _modules(self) -> dict[str, torch.nn.Module]:
-        """Everything with parameters; ``policy`` is what acting needs."""
-        raise NotImplementedError
-
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        raise NotImplementedError
-
-    def _buffer(self) -> RolloutBuffer | ReplayBuffer:
-        raise NotImplementedError
-
-    def _check(self, step: Step) -> None:
-        """Begin with the first step's rows; SB3's buffers hold the same rows at every step."""
+    def _begin(self, step: Step) -> Array:
+        """Account for a step, making the buffer at the first one; returns the successors' flat observations."""
         rows = len(step.reward)
-        if not self.rows:
-            self._begin(rows)
-        if rows != self.rows or not step.active.all():
+        if self.buffer is None:
+            self.buffer = self._make_buffer(rows)
+        if rows != self.buffer.n_envs or not step.active.all():
             raise ValueError(
-                f"SB3's buffers hold all of the same {self.rows} rows at every step; this step has {rows}, "
+                f"SB3's buffers hold the same {self.buffer.n_envs} rows at every step; this step has {rows}, "
                 f"{int(step.active.sum())} of them active"
             )
+        self.model.num_timesteps += rows
+        return self.padding.flat(self.padding.pad(step.next))
 
     def _metrics(self) -> dict[str, float]:
-        """What ``train()`` recorded.
-
-        Raises:
-            FloatingPointError: a loss that is not finite.
-        """
+        """What ``train()`` recorded; FloatingPointError if a loss is not finite."""
         found: dict[str, float] = {}
         for name, value in self.model.logger.name_to_value.items():
             short = name.removeprefix("train/")
@@ -256,15 +226,10 @@ class SB3PPO(SB3Agent[PPO]):
 
     def __init__(self, spec: Spec, config: Config, *, seed: int, device: str = "cpu") -> None:
         options = config.model_dump(exclude={"net_arch", "activation"})
-        model = PPO(
-            "MlpPolicy",
-            None,  # pyright: ignore[reportArgumentType]  (None is allowed without set-up)
-            **options,
-            policy_kwargs=_policy(config.net_arch, config.activation),
-            device=device,
-            _init_setup_model=False,
-        )
+        options |= _network(config.net_arch, config.activation)
+        model = PPO("MlpPolicy", None, **options, device=device, _init_setup_model=False)  # pyright: ignore
         super().__init__(spec, model, seed)
+        self.modules, self.optimizers = {"policy": model.policy}, {"policy": model.policy.optimizer}
 
     def explore(self, observation: Array) -> tuple[Array, dict[str, Array]]:
         """Sample from the policy; the sample is stored, what is played is clipped to the bounds."""
@@ -275,9 +240,8 @@ class SB3PPO(SB3Agent[PPO]):
 
     def observe(self, step: Step) -> None:
         """Store the transition; when the rollout is complete, compute returns and advantages."""
-        self._check(step)
+        following = self._begin(step)
         model, buffer, extras = self.model, self.model.rollout_buffer, step.decision.extras
-        following = self.padding.flat(self.padding.pad(step.next))
         reward = step.reward.astype(np.float32)
         with torch.no_grad():
             for row in np.flatnonzero(step.truncated):  # SB3's bootstrap at a time limit
@@ -291,7 +255,6 @@ class SB3PPO(SB3Agent[PPO]):
                 torch.from_numpy(extras["value"]),
                 torch.from_numpy(extras["log_prob"]),
             )
-            model.num_timesteps += self.rows
             if buffer.full:
                 values = model.policy.predict_values(self._tensor(following))
                 buffer.compute_returns_and_advantage(values, step.terminated | step.truncated)
@@ -306,27 +269,11 @@ class SB3PPO(SB3Agent[PPO]):
         self.model.rollout_buffer.reset()
         return self._metrics()
 
-    def _begin(self, rows: int) -> None:
-        model = self.model
-        self.rows = model.n_envs = rows
-        model.rollout_buffer = RolloutBuffer(
-            model.n_steps,
-            self.padding.flat_space,
-            self.padding.action_space,
-            model.device,
-            gae_lambda=model.gae_lambda,
-            gamma=model.gamma,
-            n_envs=rows,
-        )
-
-    def _modules(self) -> dict[str, torch.nn.Module]:
-        return {"policy": self.model.policy}
-
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"policy": self.model.policy.optimizer}
-
-    def _buffer(self) -> RolloutBuffer:
-        return self.model.rollout_buffer
+    def _make_buffer(self, rows: int) -> RolloutBuffer:
+        model, spaces = self.model, (self.padding.flat_space, self.padding.action_space)
+        options = {"gae_lambda": model.gae_lambda, "gamma": model.gamma, "n_envs": rows}
+        model.rollout_buffer = RolloutBuffer(model.n_steps, *spaces, model.device, **options)
+        return model.rollout_buffer
 
 
 class SB3SAC(SB3Agent[SAC]):
@@ -345,7 +292,7 @@ class SB3SAC(SB3Agent[SAC]):
         gamma: float = Field(0.99, ge=0, le=1)
         train_freq: int = Field(1, ge=1, description="vector steps between two calls of train()")
         gradient_steps: int = Field(1, ge=-1, description="per call of train(); -1: as many as new transitions")
-        ent_coef: str | float = Field("auto", description="auto, auto_<initial value>, or a fixed temperature")
+        ent_coef: Auto | float = Field("auto", description="auto, auto_<initial value>, or a fixed temperature")
         target_update_interval: int = Field(1, ge=1)
         target_entropy: Literal["auto"] | float = Field("auto", description="auto: -dim of the padded action")
         net_arch: tuple[int, ...] = Field((256, 256), description="hidden layers of the actor and of the critics")
@@ -357,21 +304,18 @@ class SB3SAC(SB3Agent[SAC]):
             raise ValueError(
                 f"sb3-sac takes Box actions only; groups {discrete} have Discrete ones: use sb3-ppo or ppo"
             )
-        options = config.model_dump(exclude={"net_arch", "activation", "buffer_size", "target_entropy"})
-        dimensions = max(len(group.action.low) for group in spec.groups if isinstance(group.action, Box))
-        model = SAC(
-            "MlpPolicy",
-            None,  # pyright: ignore[reportArgumentType]  (None is allowed without set-up)
-            **options,
-            buffer_size=1,  # the real one is made when the rows are known
-            target_entropy=-float(dimensions) if config.target_entropy == "auto" else config.target_entropy,
-            policy_kwargs=_policy(config.net_arch, config.activation),
-            device=device,
-            _init_setup_model=False,
-        )
+        options = config.model_dump(exclude={"net_arch", "activation"})
+        if config.target_entropy == "auto":  # SB3 would look at an environment
+            options["target_entropy"] = -max(len(g.action.low) for g in spec.groups if isinstance(g.action, Box))
+        options |= {"buffer_size": 1} | _network(config.net_arch, config.activation)  # the real one comes with the rows
+        model = SAC("MlpPolicy", None, **options, device=device, _init_setup_model=False)  # pyright: ignore
+        super().__init__(spec, model, seed)
         self.config = config
         self._collected = 0  # vector steps since the last call of train()
-        super().__init__(spec, model, seed)
+        self.modules = {"policy": model.actor, "critic": model.critic, "critic_target": model.critic_target}
+        self.optimizers = {"policy": model.actor.optimizer, "critic": model.critic.optimizer}
+        if model.ent_coef_optimizer is not None:
+            self.optimizers["temperature"] = model.ent_coef_optimizer
 
     def explore(self, observation: Array) -> tuple[Array, dict[str, Array]]:
         """Uniform actions until ``learning_starts`` transitions, then samples from the policy; stores them scaled."""
@@ -385,17 +329,16 @@ class SB3SAC(SB3Agent[SAC]):
 
     def observe(self, step: Step) -> None:
         """Store the transition."""
-        self._check(step)
-        done = step.terminated | step.truncated
-        self._buffer().add(
+        following = self._begin(step)
+        assert self.model.replay_buffer is not None  # made by _begin
+        self.model.replay_buffer.add(
             step.decision.extras["observation"],
-            self.padding.flat(self.padding.pad(step.next)),
+            following,
             step.decision.extras["action"],
             step.reward,
-            done,
+            step.terminated | step.truncated,
             [{"TimeLimit.truncated": bool(truncated)} for truncated in step.truncated],
         )
-        self.model.num_timesteps += self.rows
         self._collected += 1
 
     def update(self) -> Mapping[str, float]:
@@ -403,7 +346,7 @@ class SB3SAC(SB3Agent[SAC]):
         if self._collected < self.config.train_freq:
             return {}
         wanted = self.model.gradient_steps
-        steps = wanted if wanted >= 0 else self._collected * self.rows
+        steps = wanted if wanted >= 0 else self._collected * self.model.n_envs
         self._collected = 0
         if not steps or self.model.num_timesteps <= self.model.learning_starts:
             return {}
@@ -424,28 +367,11 @@ class SB3SAC(SB3Agent[SAC]):
         if self.model.log_ent_coef is not None:
             self.model.log_ent_coef.data.copy_(state["log_ent_coef"])
 
-    def _begin(self, rows: int) -> None:
-        self.rows = self.model.n_envs = rows
-        self.model.replay_buffer = ReplayBuffer(
-            self.config.buffer_size,
-            self.padding.flat_space,
-            self.padding.action_space,
-            self.model.device,
-            n_envs=rows,
-        )
-
-    def _modules(self) -> dict[str, torch.nn.Module]:
-        model = self.model
-        return {"policy": model.actor, "critic": model.critic, "critic_target": model.critic_target}
-
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        found = {"policy": self.model.actor.optimizer, "critic": self.model.critic.optimizer}
-        temperature = self.model.ent_coef_optimizer
-        return found if temperature is None else {**found, "temperature": temperature}
-
-    def _buffer(self) -> ReplayBuffer:
-        assert self.model.replay_buffer is not None
-        return self.model.replay_buffer
+    def _make_buffer(self, rows: int) -> ReplayBuffer:
+        model, spaces = self.model, (self.padding.flat_space, self.padding.action_space)
+        model.n_envs = rows
+        model.replay_buffer = ReplayBuffer(self.config.buffer_size, *spaces, model.device, n_envs=rows)
+        return model.replay_buffer
 
 
 def actor_seed(seed: int) -> int:
@@ -453,9 +379,19 @@ def actor_seed(seed: int) -> int:
     return int(np.random.SeedSequence((seed, 1)).generate_state(1)[0])
 
 
-def _policy(net_arch: tuple[int, ...], activation: str) -> dict[str, Any]:
-    return {"net_arch": list(net_arch), "activation_fn": _ACTIVATIONS[activation]}
+def _network(net_arch: tuple[int, ...], activation: str) -> dict[str, Any]:
+    return {"policy_kwargs": {"net_arch": list(net_arch), "activation_fn": _ACTIVATIONS[activation]}}
 
 
-def _arrays(buffer: RolloutBuffer | ReplayBuffer) -> dict[str, Array]:
-    return {name: value for name, value in vars(buffer).items() if isinstance(value, np.ndarray)}
+def _buffer_state(buffer: RolloutBuffer | ReplayBuffer) -> dict[str, Any]:
+    """The filled part, by reference."""
+    arrays = {name: array[: buffer.size()] for name, array in vars(buffer).items() if isinstance(array, np.ndarray)}
+    return {"rows": buffer.n_envs, "size": buffer.buffer_size, "at": buffer.pos, "full": buffer.full, "arrays": arrays}
+
+
+def _load_buffer(buffer: RolloutBuffer | ReplayBuffer, state: Mapping[str, Any]) -> None:
+    if state["size"] != buffer.buffer_size:
+        raise ValueError(f"the saved buffer has room for {state['size']} steps, this one for {buffer.buffer_size}")
+    buffer.pos, buffer.full = state["at"], state["full"]
+    for name, array in state["arrays"].items():
+        getattr(buffer, name)[: len(array)] = array
