@@ -209,13 +209,13 @@ def test_close_leaves_no_process_even_if_one_hangs(monkeypatch: pytest.MonkeyPat
     envs.close()
 
 
-def test_close_while_a_forked_child_holds_the_sockets() -> None:
-    """Copies of the sockets in other children must not keep workers alive, nor may such a child end the workers."""
+def test_close_while_a_forked_child_holds_the_pipes() -> None:
+    """Copies of the pipes in other children must not keep workers alive, nor may such a child end the workers."""
     envs = MultiTaskVectorEnv(tasks("counter"), workers=1)
     envs.reset()
     backend = envs._backend
     assert isinstance(backend, Workers)
-    copy = os.dup(backend._links[0].fileno())
+    copy = os.dup(backend._links[0].writer.fileno())
     (child,) = processes(envs)
     _shut_down(os.getpid() + 1, backend._links, backend._processes)
     drive(envs, 2)
