@@ -185,7 +185,7 @@ class _AgentCheck:
             metrics = agent.update()
         for name, value in metrics.items():
             if not isinstance(value, float | int) or isinstance(value, bool) or not math.isfinite(value):
-                self._error("metrics", f"update() gives {name} = {value!r}", "return finite floats: float(tensor)")
+                self._error("metrics", f"update() gives {name} = {value!r}", "return finite floats: tensor.item()")
         return metrics
 
     def _same(self, key: str, a: Any, b: Any, what: str) -> None:
@@ -207,7 +207,9 @@ class _AgentCheck:
                 self._report("note", "refused", f"refuses: {error}", "nothing to do if that is intended")
                 raise _AbandonError from error
             what = f"{where} raised {type(error).__name__}: {error}"
-            raise self._abandon("raised", what, "refuse what it cannot take in the constructor") from error
+            raise self._abandon(
+                "raised", what, "mend it, or refuse this group in the constructor with a ValueError"
+            ) from error
         for name in changed(before, {**global_state(), "torch": torch.random.get_rng_state().numpy()}):
             self._error(
                 f"global {name}",

@@ -1,0 +1,58 @@
+"""The guides' code runs as it is printed."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mtrl import registry
+from mtrl.testing import check_agent, check_suite
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def blocks(name: str) -> list[str]:
+    """The Python code blocks of a guide, in order."""
+    return re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), flags=re.DOTALL)
+
+
+def module(name: str, code: str) -> types.ModuleType:
+    """Import ``code`` as the module ``name``, so that its classes can be pickled."""
+    made = types.ModuleType(name)
+    sys.modules[name] = made
+    exec(compile(code, name, "exec"), made.__dict__)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def forget_modules() -> Iterator[None]:
+    yield
+    for name in ("my_agents", "my_suite"):
+        sys.modules.pop(name, None)
+
+
+def test_the_guides_agent_keeps_the_contract() -> None:
+    whole = module("my_agents", next(code for code in blocks("add-an-agent.md") if "# my_agents.py" in code))
+    assert registry.agent("my_agents:Reinforce") is whole.Reinforce
+    report = check_agent(whole.Reinforce, options={"rollout": 8}, copies=1)
+    assert report.ok, report
+    refused = {note.task for note in report.notes if note.what.startswith("refuses")}
+    assert refused == {"probe/continuous", "probe/mix"}
+
+
+def test_the_guides_agent_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = module("my_agents", next(code for code in blocks("add-an-agent.md") if "# my_agents.py" in code))
+    driving = next(code for code in blocks("add-an-agent.md") if "import Probes, drive" in code)
+    exec(driving, {"Reinforce": whole.Reinforce})
+    assert float(capsys.readouterr().out) > 0.9
+
+
+def test_the_guides_suite_keeps_the_contract() -> None:
+    module("my_suite", next(code for code in blocks("add-a-suite.md") if "# my_suite.py" in code))
+    report = check_suite(registry.suite("my_suite:Corridors"), "all", full=True)
+    assert report.findings == (), report
