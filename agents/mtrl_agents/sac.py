@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from gymnasium.spaces import Box
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -30,36 +30,6 @@ from mtrl.replay import Replay
 from mtrl.types import Actor, Array, Decision, Group, Layout, Obs, Spec, Step
 
 
-class Config(BaseModel):
-    """Defaults: MOORE's MetaWorld protocol with Meta-World+'s clipping."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    perception: PerceptionConfig = Field(default_factory=PerceptionConfig)
-    trunk: TrunkConfig = TrunkConfig(kind="multi_head", widths=(400, 400, 400), activation="relu")
-    critic_trunk: TrunkConfig | None = Field(None, description="null: as the actor's")
-    gamma: float = Field(0.99, ge=0, lt=1)
-    tau: float = Field(0.005, gt=0, le=1, description="share of the critics that enters their targets per update")
-    batch_size: int = Field(128, ge=1, description="transitions per task and update")
-    capacity: int = Field(1_000_000, ge=1, description="transitions kept per task (MOORE: 1e6 for MT10, 1e5 for MT50)")
-    warmup: int = Field(1_500, ge=1, description="uniformly random steps per task before learning starts")
-    update_every: int = Field(1, ge=1, description="vector steps between updates")
-    updates: int = Field(1, ge=1, description="gradient steps per update")
-    lr: float = Field(3e-4, gt=0, description="actor and critics")
-    alpha_lr: float = Field(1e-4, gt=0, description="temperatures")
-    adam_eps: float = Field(1e-8, gt=0)
-    grad_clip: float | None = Field(1.0, gt=0, description="largest gradient norm of actor and of critics; null: any")
-    alpha: float = Field(1.0, gt=0, description="initial temperature of every task")
-    target_entropy: float = Field(-1.0, description="per action dimension")
-    log_std: tuple[float, float] = Field((-10.0, 2.0), description="bounds of the policy's log standard deviation")
-    reward_scale: Literal["none", "max_return"] = Field("none", description="max_return: BRC's, to returns of v_max")
-    critic: Literal["mse", "categorical"] = Field("mse", description="categorical wants reward_scale=max_return")
-    atoms: int = Field(101, ge=2, description="of the categorical critic, evenly spaced on [-v_max, v_max]")
-    v_max: float = Field(10.0, gt=0)
-    matmul: Literal["auto"] | Route = Field("auto", description="auto: the fastest route with fp32 accuracy; or bf16")
-    log_every: int = Field(100, ge=1, description="updates that one record of metrics averages")
-
-
 class SAC:
     """Learns any mix of continuous groups, whose observations and actions may differ.
 
@@ -67,8 +37,36 @@ class SAC:
         ValueError: a group with discrete actions; the message names it.
     """
 
-    Config = Config
     recurrent = False
+
+    class Config(BaseModel):
+        """Defaults: MOORE's MetaWorld protocol with Meta-World+'s clipping."""
+
+        model_config = ConfigDict(extra="forbid", frozen=True)
+
+        perception: PerceptionConfig = Field(default_factory=PerceptionConfig)
+        trunk: TrunkConfig = TrunkConfig(kind="multi_head", widths=(400, 400, 400), activation="relu")
+        critic_trunk: TrunkConfig | None = Field(None, description="null: as the actor's")
+        gamma: float = Field(0.99, ge=0, lt=1)
+        tau: float = Field(0.005, gt=0, le=1, description="share of the critics that enters their targets per update")
+        batch_size: int = Field(128, ge=1, description="transitions per task and update")
+        capacity: int = Field(1_000_000, ge=1, description="transitions kept per task (MOORE: MT10 1e6, MT50 1e5)")
+        warmup: int = Field(1_500, ge=1, description="uniformly random steps per task before learning starts")
+        update_every: int = Field(1, ge=1, description="vector steps between updates")
+        updates: int = Field(1, ge=1, description="gradient steps per update")
+        lr: float = Field(3e-4, gt=0, description="actor and critics")
+        alpha_lr: float = Field(1e-4, gt=0, description="temperatures")
+        adam_eps: float = Field(1e-8, gt=0)
+        grad_clip: float | None = Field(1.0, gt=0, description="gradient norm of actor and of critics; null: any")
+        alpha: float = Field(1.0, gt=0, description="initial temperature of every task")
+        target_entropy: float = Field(-1.0, description="per action dimension")
+        log_std: tuple[float, float] = Field((-10.0, 2.0), description="bounds of the policy's log standard deviation")
+        reward_scale: Literal["none", "max_return"] = Field("none", description="max_return: BRC, returns up to v_max")
+        critic: Literal["mse", "categorical"] = Field("mse", description="categorical: give it max_return")
+        atoms: int = Field(101, ge=2, description="of the categorical critic, evenly spaced on [-v_max, v_max]")
+        v_max: float = Field(10.0, gt=0)
+        matmul: Literal["auto"] | Route = Field("auto", description="auto: the fastest with fp32 accuracy; or bf16")
+        log_every: int = Field(100, ge=1, description="updates that one record of metrics averages")
 
     def __init__(self, spec: Spec, config: Config, *, seed: int, device: str = "cpu") -> None:
         for group in spec.groups:
@@ -96,13 +94,14 @@ class SAC:
         self.replay = Replay(spec, config.capacity, seed=seed)
         self.scale = MaxReturnScale(tasks, config.gamma, config.v_max) if config.reward_scale == "max_return" else None
         self.support = torch.linspace(-config.v_max, config.v_max, config.atoms, device=self.device)
+        self.pretrained = False  # a policy that was loaded needs no random play
         self.steps = 0  # vector steps observed
         self.updates = 0  # gradient steps taken
         self._sums: dict[str, Tensor] = {}
 
     @property
     def warm(self) -> bool:
-        """Whether random play is over."""
+        """Whether there is enough data to learn from."""
         return int(self.replay.sizes.sum()) >= self.config.warmup * len(self.spec.tasks)
 
     def actor(self, layout: Layout, *, explore: bool) -> Actor:
@@ -138,9 +137,7 @@ class SAC:
             alpha = self.log_alpha.detach().exp().cpu().double().numpy()
             divisors = self.scale.divisors(alpha, self.target_entropy.cpu().double().numpy())
 
-        def put(array: Array) -> Tensor:
-            return torch.as_tensor(array, device=self.device)
-
+        put = functools.partial(torch.as_tensor, device=self.device)
         batches = self.replay.sample(self.config.batch_size)
         task = np.concatenate([batch.task for batch in batches.values()])
         reward = np.concatenate([batch.reward for batch in batches.values()]) / divisors[task]
@@ -161,9 +158,9 @@ class SAC:
                 target = self._target(rows, alpha)
             values = [critic(rows.obs, rows.action, rows.task) for critic in self.critics]
             if self.config.critic == "mse":
-                losses = [F.mse_loss(value[:, 0].float(), target, reduction="none") for value in values]
+                losses = [(value[:, 0].float() - target).square() for value in values]
             else:
-                losses = [-(target * F.log_softmax(value.float(), 1)).sum(1) for value in values]
+                losses = [-(target * value.float().log_softmax(1)).sum(1) for value in values]
             self._descend("critic", losses[0] + losses[1], rows.task, self.critics)
 
         self.critics.requires_grad_(False)  # the actor's loss needs no gradient of their weights
@@ -177,8 +174,8 @@ class SAC:
         gap = log_prob.detach() + self.target_entropy[rows.task]
         self._descend("alpha", -self.log_alpha[rows.task] * gap, rows.task, None)
         torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), self.config.tau)
-        self._sum("q", torch.zeros_like(self.log_alpha).index_add_(0, rows.task, value.detach()))
-        self._sum("rows", torch.bincount(rows.task, minlength=len(self.log_alpha)))
+        share = value.detach() / self.config.batch_size
+        self._sum("q", torch.zeros_like(self.log_alpha).index_add_(0, rows.task, share))
 
     def _target(self, rows: Rows, alpha: Tensor) -> Tensor:
         """Soft Bellman targets: values [n], or probabilities [n, atoms] of the categorical critic."""
@@ -236,10 +233,10 @@ class SAC:
     def _metrics(self) -> dict[str, float]:
         """Means since the last record; the only place where numbers leave the device."""
         sums, self._sums = self._sums, {}
-        metrics = {name: value.item() / self.config.log_every for name, value in sums.items() if "/" in name}
-        alpha, value = self.log_alpha.exp().tolist(), (sums["q"] / sums["rows"].clamp(min=1)).tolist()
-        for t, info in enumerate(self.spec.tasks):
-            metrics |= {f"alpha/{info.name}": alpha[t], f"q/{info.name}": value[t]}
+        values = (sums.pop("q") / self.config.log_every).tolist()
+        metrics = {name: value.item() / self.config.log_every for name, value in sums.items()}
+        for info, alpha, value in zip(self.spec.tasks, self.log_alpha.exp().tolist(), values, strict=True):
+            metrics |= {f"alpha/{info.name}": alpha, f"q/{info.name}": value}
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -260,7 +257,7 @@ class SAC:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on bit for bit, along the saved route of matrix products even if a new probe chose another."""
-        self.load_policy(state["policy"])
+        self.policy.load_state_dict(state["policy"])
         self.critics.load_state_dict(state["critics"])
         self.targets.load_state_dict(state["targets"])
         with torch.no_grad():
@@ -277,6 +274,7 @@ class SAC:
 
     def load_policy(self, state: Mapping[str, Any]) -> None:
         self.policy.load_state_dict(state)
+        self.pretrained = True
 
 
 class Rows(NamedTuple):
@@ -293,7 +291,7 @@ class Rows(NamedTuple):
 class Policy(nn.Module):
     """Perception per group, one trunk, a head per group (and task) with mean and log deviation of a Gaussian."""
 
-    def __init__(self, spec: Spec, config: Config) -> None:
+    def __init__(self, spec: Spec, config: SAC.Config) -> None:
         super().__init__()
         self.perception = Perception(spec, config.perception)
         self.trunk = make_trunk(config.trunk, self.perception.width, len(spec.tasks))
@@ -337,7 +335,7 @@ class Policy(nn.Module):
 class Critic(nn.Module):
     """Q(s, a): the action joins the ``vector`` leaf; perception per group, one trunk, one head (per task)."""
 
-    def __init__(self, spec: Spec, config: Config) -> None:
+    def __init__(self, spec: Spec, config: SAC.Config) -> None:
         super().__init__()
         groups = tuple(dataclasses.replace(group, leaves=_with_action(group)) for group in spec.groups)
         trunk = config.critic_trunk or config.trunk
@@ -348,12 +346,10 @@ class Critic(nn.Module):
 
     def forward(self, obs: Mapping[str, Mapping[str, Tensor]], action: Mapping[str, Tensor], task: Tensor) -> Tensor:
         """Leaves and actions in [-1, 1] per group, tasks [n] of their rows -> [n, 1] values or [n, atoms] logits."""
-        latents = [
-            self.perception({**leaves, "vector": torch.cat((leaves["vector"], action[name]), 1)}, name)
-            if "vector" in leaves
-            else self.perception({**leaves, "vector": action[name]}, name)
-            for name, leaves in obs.items()
-        ]
+        latents = []
+        for name, leaves in obs.items():
+            own = [leaves["vector"]] if "vector" in leaves else []
+            latents.append(self.perception({**leaves, "vector": torch.cat([*own, action[name]], 1)}, name))
         features = self.trunk(torch.cat(latents), task)
         return self.head(features, task if self.trunk.per_task else torch.zeros_like(task))
 
@@ -367,8 +363,8 @@ def _with_action(group: Group) -> dict[str, Box]:
 
 
 class SACActor:
-    """Acts for the rows of one vector, all of them in one batch: uniformly at random until the agent is warm, then by
-    a sample (``explore``) or the mode of its policy."""
+    """Acts for the rows of one vector, all of them in one batch: by the mode of the policy, or, to ``explore``,
+    uniformly at random until the agent is warm and then by a sample."""
 
     def __init__(self, agent: SAC, layout: Layout, explore: bool) -> None:
         self.agent, self.layout, self.explore = agent, layout, explore
@@ -380,11 +376,11 @@ class SACActor:
         rows = {group.name: self.layout.rows[group.name] for group in agent.spec.groups if group.name in obs.leaves}
         task = torch.as_tensor(np.concatenate([obs.task[part] for part in rows.values()]), device=agent.device)
         leaves = {name: to_tensors(obs.leaves[name], agent.device) for name in rows}
-        action: dict[str, Array] = {}
         with matmul(agent.route, agent.device):
             outputs = agent.policy(leaves, task)
+        action: dict[str, Array] = {}
         for name, (mean, log_std) in outputs.items():
-            if self.explore and not agent.warm:
+            if self.explore and not (agent.warm or agent.pretrained):
                 unit = torch.empty_like(mean).uniform_(-1, 1, generator=self.generator)
             elif self.explore:
                 unit = torch.tanh(mean + log_std.exp() * torch.empty_like(mean).normal_(generator=self.generator))

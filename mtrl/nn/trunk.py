@@ -29,6 +29,26 @@ class TrunkConfig(BaseModel):
     widths: tuple[int, ...] = Field(default=(), description="hidden layers; () hands the latents straight to the heads")
     activation: Literal["relu", "tanh"] = "relu"
     layer_norm: bool = False
+    blocks: int = Field(default=0, ge=0, description="residual blocks of the last width behind the layers (BRC)")
+
+
+class Residual(nn.Module):
+    """x + LN(Linear(ReLU(LN(Linear(x))))): the block of BRC (Nauman et al. 2025, https://arxiv.org/abs/2505.23150)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width), nn.LayerNorm(width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def _layers(config: TrunkConfig, width: int) -> nn.Sequential:
+    sizes = (width, *config.widths)
+    blocks = (Residual(sizes[-1]) for _ in range(config.blocks))
+    return nn.Sequential(*mlp(sizes, config.activation, layer_norm=config.layer_norm), *blocks)
 
 
 class SharedTrunk(nn.Module):
@@ -39,9 +59,8 @@ class SharedTrunk(nn.Module):
     def __init__(self, config: TrunkConfig, width: int, num_tasks: int) -> None:
         super().__init__()
         self.num_tasks = num_tasks
-        sizes = (width + num_tasks, *config.widths)
-        self.layers = mlp(sizes, config.activation, layer_norm=config.layer_norm)
-        self.out = sizes[-1]
+        self.layers = _layers(config, width + num_tasks)
+        self.out = config.widths[-1] if config.widths else width + num_tasks
 
     def forward(self, latents: Tensor, task: Tensor) -> Tensor:
         one_hot = F.one_hot(task, self.num_tasks).to(latents.dtype)
@@ -55,9 +74,8 @@ class MultiHeadTrunk(nn.Module):
 
     def __init__(self, config: TrunkConfig, width: int, num_tasks: int) -> None:
         super().__init__()
-        sizes = (width, *config.widths)
-        self.layers = mlp(sizes, config.activation, layer_norm=config.layer_norm)
-        self.out = sizes[-1]
+        self.layers = _layers(config, width)
+        self.out = config.widths[-1] if config.widths else width
 
     def forward(self, latents: Tensor, task: Tensor) -> Tensor:
         return self.layers(latents)

@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+
+from mtrl import registry
+from mtrl.nn.normalizers import MaxReturnScale
+from mtrl.nn.trunk import TrunkConfig
+from mtrl.spaces import make_spec
+from mtrl.testing import VALUES
+from mtrl.types import Decision, Group, Layout, Obs, Spec, Step, TaskInfo
+from mtrl.vector import MultiTaskVectorEnv
+from mtrl_agents.sac import SAC, SACActor
+
+SMALL: dict[str, Any] = {
+    "trunk": TrunkConfig(widths=(32, 32)),
+    "batch_size": 16,
+    "capacity": 2_000,
+    "warmup": 8,
+    "log_every": 4,
+}
+LINE = Box(-1.0, 1.0, (1,), np.float32)
+
+
+def ragged_spec() -> Spec:
+    """Two continuous groups whose observations, actions and bounds all differ; their tasks interleave."""
+    wide = Box(np.array([0.0, -4.0], np.float32), np.array([5.0, 2.0], np.float32))
+    groups = (
+        Group("arm", {"vector": Box(-1.0, 1.0, (3,), np.float32)}, wide, (0, 2)),
+        Group("eye", {"image": Box(0, 255, (3, 8, 8), np.uint8)}, LINE, (1,)),
+    )
+    infos = tuple(TaskInfo(f"probe/{i}", name, 5) for i, name in enumerate(("arm", "eye", "arm")))
+    return Spec(infos, groups)
+
+
+RAGGED_LAYOUT = Layout({"arm": slice(0, 2), "eye": slice(2, 3)}, 3)
+
+
+def ragged_obs(rng: np.random.Generator) -> Obs:
+    leaves = {
+        "arm": {"vector": rng.normal(size=(2, 3)).astype(np.float32)},
+        "eye": {"image": rng.integers(0, 256, (1, 3, 8, 8), np.uint8)},
+    }
+    return Obs(leaves, np.array([0, 2, 1]), np.zeros(3, bool))
+
+
+def ragged_run(agent: SAC, actor: SACActor, steps: int, seed: int = 0, terminated: bool = False) -> list[Decision]:
+    """Feed the agent random observations, with its own decisions and reward 1."""
+    rng = np.random.default_rng(seed)
+    decisions = []
+    obs = ragged_obs(rng)
+    for _ in range(steps):
+        decisions.append(actor(obs))
+        agent.update()
+        following = ragged_obs(rng)
+        ends, no = np.full(3, terminated), np.zeros(3, bool)
+        agent.observe(Step(obs, decisions[-1], np.ones(3), ends, ~ends, no, following, np.ones(3, bool)))
+        obs = following
+    return decisions
+
+
+def make(spec: Spec, seed: int = 0, **options: Any) -> SAC:
+    return SAC(spec, SAC.Config(**{**SMALL, **options}), seed=seed)
+
+
+def train(agent: SAC, envs: MultiTaskVectorEnv, actor: Any, steps: int) -> list[Mapping[str, float]]:
+    metrics = []
+    for _ in range(steps):
+        decision = actor(envs.obs)
+        envs.step_async(decision.action)
+        metrics.append(agent.update())
+        step, _ = envs.step_wait(decision)
+        agent.observe(step)
+    return [found for found in metrics if found]
+
+
+def same(one: Any, two: Any, place: str = "") -> None:
+    """Assert that two states are equal bit for bit."""
+    if isinstance(one, Mapping):
+        assert set(one) == set(two), place
+        for key in one:
+            same(one[key], two[key], f"{place}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), place
+        for i, (a, b) in enumerate(zip(one, two, strict=True)):
+            same(a, b, f"{place}/{i}")
+    elif isinstance(one, torch.Tensor | np.ndarray):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(two), err_msg=place)
+    else:
+        assert one == two, place
+
+
+def constant_targets(agent: SAC, value: float) -> None:
+    """Make both target critics say ``value`` everywhere."""
+    with torch.no_grad():
+        for critic in agent.targets:
+            layer = critic.head.layers[-1]  # type: ignore[union-attr, index]
+            layer.weight.zero_()  # type: ignore[union-attr, operator]
+            layer.bias.fill_(value)  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_targets_equal_the_closed_form(terminated: bool) -> None:
+    agent = make(ragged_spec(), gamma=0.9)
+    ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20, terminated=terminated)  # type: ignore[arg-type]
+    constant_targets(agent, 3.0)
+    rows = agent._batch()
+    before = agent.generator.get_state()
+    with torch.no_grad():
+        hard = agent._target(rows, torch.zeros(len(rows.task)))
+        agent.generator.set_state(before)
+        soft = agent._target(rows, torch.full((len(rows.task),), 0.5))
+        agent.generator.set_state(before)
+        log_prob = agent._act(rows.next, rows.task)[1]
+    ahead = 0.0 if terminated else 0.9  # a truncation bootstraps, a termination does not
+    torch.testing.assert_close(hard, torch.full_like(hard, 1.0 + ahead * 3.0))
+    torch.testing.assert_close(hard - soft, ahead * 0.5 * log_prob)
+
+
+def test_categorical_target_moves_the_mass_to_the_target_value() -> None:
+    agent = make(ragged_spec(), gamma=0.9, critic="categorical")
+    ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20)  # type: ignore[arg-type]
+    constant_targets(agent, 0.0)
+    with torch.no_grad():
+        for critic in agent.targets:
+            critic.head.layers[-1].bias[:, 70] = 100.0  # type: ignore[union-attr, index, operator] # all mass on atom 4.0
+        target = agent._target(agent._batch(), torch.zeros(3 * 16))
+    torch.testing.assert_close(target @ agent.support, torch.full((48,), 1 + 0.9 * 4.0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(target[:, 73], torch.ones(48), rtol=0, atol=1e-3)
+
+
+def test_every_task_weighs_the_same() -> None:
+    agent = make(ragged_spec())
+    ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20)  # type: ignore[arg-type]
+    assert torch.bincount(agent._batch().task).tolist() == [16, 16, 16]
+
+
+def test_actions_stay_in_their_groups_bounds_and_fill_them() -> None:
+    agent = make(ragged_spec(), warmup=100)
+    explored = ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 150)  # type: ignore[arg-type]
+    arm = np.concatenate([decision.action["arm"] for decision in explored])
+    eye = np.concatenate([decision.action["eye"] for decision in explored])
+    assert arm.dtype == np.float32
+    assert eye.shape == (150, 1)
+    assert (arm >= [0, -4]).all()
+    assert (arm <= [5, 2]).all()
+    np.testing.assert_allclose(arm[:200].mean(0), [2.5, -1.0], atol=0.5)  # uniform while warming up
+    assert np.ptp(arm[:200], 0).min() > 4.5
+    unit = agent.policy.to_unit(torch.as_tensor(arm), "arm")
+    np.testing.assert_allclose(agent.policy.to_env(unit, "arm").numpy(), arm, atol=1e-5)
+
+
+def test_greedy_actors_repeat_themselves_and_leave_training_alone() -> None:
+    agent = make(ragged_spec())
+    ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20)  # type: ignore[arg-type]
+    state = copy.deepcopy(agent.state_dict())
+    obs = ragged_obs(np.random.default_rng(5))
+    greedy = agent.actor(RAGGED_LAYOUT, explore=False)
+    same(greedy(obs).action, greedy(obs).action)
+    same(state, agent.state_dict())
+
+
+def test_rows_of_a_task_do_not_depend_on_their_neighbours() -> None:
+    agent = make(ragged_spec())
+    obs = ragged_obs(np.random.default_rng(5))
+    both = agent.actor(RAGGED_LAYOUT, explore=False)(obs).action
+    alone = Obs({"eye": obs.leaves["eye"]}, obs.task[2:], obs.first[2:])
+    action = agent.actor(Layout({"eye": slice(0, 1)}, 1), explore=False)(alone).action
+    np.testing.assert_allclose(action["eye"], both["eye"], rtol=1e-5)
+
+
+def test_discrete_groups_are_refused_by_name() -> None:
+    spec = ragged_spec()
+    groups = (*spec.groups, Group("maze", {"vector": LINE}, Discrete(3), (3,)))
+    with pytest.raises(ValueError, match="group 'maze' has Discrete"):
+        make(Spec((*spec.tasks, TaskInfo("probe/3", "maze", 5)), groups))
+
+
+@pytest.mark.parametrize("options", [{}, {"critic": "categorical", "reward_scale": "max_return", "updates": 2}])
+def test_resume_is_exact_at_any_step(options: dict[str, Any]) -> None:
+    tasks = registry.tasks("mtrl.testing:Probes/continuous")
+    spec = make_spec(tasks)
+    for moment in (3, 14):  # while warming up; between two records of metrics
+        envs = MultiTaskVectorEnv(tasks, 1, seed=0, spec=spec)
+        envs.reset(seed=0)
+        agent = make(spec, **options)
+        actor = agent.actor(envs.layout, explore=True)
+        train(agent, envs, actor, moment)
+        state = copy.deepcopy({"agent": agent.state_dict(), "actor": actor.state_dict(), "envs": envs.state_dict()})
+        metrics = train(agent, envs, actor, 20)
+
+        other = make(spec, seed=7, **options)
+        resumed = MultiTaskVectorEnv(tasks, 1, seed=0, spec=spec)
+        resumed.reset(seed=0)
+        other_actor = other.actor(resumed.layout, explore=True)
+        for name, part in (("agent", other), ("actor", other_actor), ("envs", resumed)):
+            part.load_state_dict(state[name])
+        assert train(other, resumed, other_actor, 20) == metrics
+        assert metrics
+        same(agent.state_dict(), other.state_dict())
+        envs.close()
+        resumed.close()
+
+
+def test_saved_route_of_products_survives_another_probe() -> None:
+    agent = make(ragged_spec(), matmul="default")
+    other = make(ragged_spec(), matmul="onednn")
+    other.load_state_dict(agent.state_dict())
+    assert other.route == "default"
+
+
+def test_a_loaded_policy_acts_as_the_saved_one_without_random_play() -> None:
+    agent = make(ragged_spec())
+    other = make(ragged_spec(), seed=3)
+    other.load_policy(agent.state_dict()["policy"])
+    obs = ragged_obs(np.random.default_rng(5))
+    same(
+        agent.actor(RAGGED_LAYOUT, explore=False)(obs).action,
+        other.actor(RAGGED_LAYOUT, explore=False)(obs).action,
+    )
+    random = agent.actor(RAGGED_LAYOUT, explore=True)(obs).action["arm"]
+    assert not np.allclose(other.actor(RAGGED_LAYOUT, explore=True)(obs).action["arm"], random)
+
+
+def test_a_seed_decides_the_networks_and_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one, two, other = make(ragged_spec()), make(ragged_spec()), make(ragged_spec(), seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    same(one.state_dict()["policy"], two.state_dict()["policy"])
+    first = next(iter(one.state_dict()["policy"]))
+    assert not torch.equal(one.state_dict()["policy"][first], other.state_dict()["policy"][first])
+    critics = one.state_dict()["critics"]
+    assert not torch.equal(critics["0.trunk.layers.0.weight"], critics["1.trunk.layers.0.weight"])
+
+
+def test_a_reward_that_is_not_finite_stops_before_the_parameters_change() -> None:
+    agent = make(ragged_spec())
+    actor = agent.actor(RAGGED_LAYOUT, explore=True)
+    ragged_run(agent, actor, 20)  # type: ignore[arg-type]
+    agent.replay._rings["eye"]._data["reward"][:20] = np.nan
+    critics = copy.deepcopy(agent.critics.state_dict())
+    with pytest.raises(FloatingPointError, match=r"the critic loss of probe/1 is not finite at update \d+"):
+        agent.update()
+    same(critics, agent.critics.state_dict())
+
+
+def test_a_gradient_that_is_not_finite_is_named() -> None:
+    agent = make(ragged_spec())
+    ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20)  # type: ignore[arg-type]
+    weight = agent.policy.get_parameter("trunk.layers.0.weight")
+    weight.register_hook(lambda grad: grad * torch.inf)
+    with pytest.raises(FloatingPointError, match=r"actor gradient of trunk\.layers\.0\.weight is not finite"):
+        agent.update()
+
+
+def test_products_in_bf16_stay_close_to_fp32() -> None:
+    found = []
+    for route in ("default", "bf16"):
+        agent = make(ragged_spec(), matmul=route)
+        ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 40)  # type: ignore[arg-type]
+        found.append(agent.policy.get_parameter("trunk.layers.0.weight").detach())
+    assert not torch.equal(*found)
+    torch.testing.assert_close(*found, rtol=0, atol=0.02)
+
+
+def test_clock_counts_vector_steps_and_waits_for_the_warmup() -> None:
+    agent = make(ragged_spec(), warmup=10, update_every=3, updates=2)
+    ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20)  # type: ignore[arg-type]
+    assert agent.updates == 2 * len([step for step in range(20) if step >= 10 and step % 3 == 0])
+
+
+def scale_step(reward: float, *, end: str = "", task: int = 0) -> Step:
+    obs = Obs({}, np.array([task]), np.zeros(1, bool))
+    ends = (np.array([end == "terminated"]), np.array([end == "truncated"]))
+    return Step(obs, Decision({}, {}), np.array([reward]), *ends, np.zeros(1, bool), obs, np.ones(1, bool))
+
+
+@pytest.mark.parametrize(
+    ("end", "largest"),
+    [("truncated", 2.0), ("terminated", 1.5)],  # 1 + .5 (1 + .5 x 2) with the bootstrap 1 / (1 - .5), or 1 + .5
+)
+def test_max_return_scale_known_answers(end: str, largest: float) -> None:
+    scale = MaxReturnScale(2, gamma=0.5)
+    none, entropy = np.zeros(2), np.full(2, -2.0)
+    scale.observe(scale_step(1.0))
+    assert scale.divisors(none, entropy).tolist() == [1, 1]  # no episode has ended
+    scale.observe(scale_step(1.0, end=end))
+    np.testing.assert_allclose(scale.divisors(none, entropy), [largest / 10, 1])
+    # Room for the entropy bonus: alpha |H| / (2 (1 - gamma)) = .1 x 2 / (2 x .5).
+    np.testing.assert_allclose(scale.divisors(np.full(2, 0.1), entropy), [(largest + 0.2) / 10, 1])
+    copied = MaxReturnScale(2, gamma=0.5)
+    copied.load_state_dict(scale.state_dict())
+    for one in (scale, copied):
+        one.observe(scale_step(-9.0, end="terminated", task=1))
+    np.testing.assert_allclose(copied.divisors(none, entropy), [largest / 10, 0.9])
+
+
+def test_probes_reach_their_known_values() -> None:
+    """All continuous probes at once: the values and actions that only a right agent finds."""
+    gamma = 0.8
+    tasks = registry.tasks("mtrl.testing:Probes/continuous")
+    spec = make_spec(tasks)
+    options = {"trunk": TrunkConfig(widths=(64, 64)), "batch_size": 64, "lr": 3e-3, "tau": 0.05, "warmup": 100}
+    agent = make(spec, gamma=gamma, alpha=1e-3, alpha_lr=1e-6, **options)
+    envs = MultiTaskVectorEnv(tasks, 4, seed=0, spec=spec)
+    envs.reset(seed=0)
+    train(agent, envs, agent.actor(envs.layout, explore=True), 700)
+    envs.reset(seed=1)
+    greedy = agent.actor(envs.layout, explore=False)(envs.obs)
+    leaves = {name: {k: torch.as_tensor(v) for k, v in found.items()} for name, found in envs.obs.leaves.items()}
+    unit = {name: agent.policy.to_unit(torch.as_tensor(action), name) for name, action in greedy.action.items()}
+    with torch.no_grad():
+        values = torch.minimum(*(critic(leaves, unit, torch.as_tensor(envs.obs.task)) for critic in agent.critics))
+    cue = next(iter(envs.obs.leaves.values()))["vector"][:, 0]
+    for t, task in enumerate(tasks):
+        short = task.name.partition("/")[2]
+        own = envs.obs.task == t
+        expected = cue[own] if short == "observation-box" else VALUES[short](gamma)
+        np.testing.assert_allclose(values[own, 0].numpy(), expected, atol=0.15, err_msg=short)
+    action = next(iter(greedy.action.values()))[:, 0]
+    names = np.array([task.name for task in tasks])[envs.obs.task]
+    np.testing.assert_allclose(action[names == "probe/action-box"], 0.3, atol=0.1)
+    both = names == "probe/both-box"
+    np.testing.assert_allclose(action[both], 0.3 * cue[both], atol=0.1)
+    envs.close()
+
+
+def test_temperature_moves_towards_its_target_entropy_per_task() -> None:
+    agent = make(ragged_spec(), alpha_lr=0.01, alpha=1.0)
+    ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 60)  # type: ignore[arg-type]
+    # Far above the target of -2 and -1, entropies of a fresh policy push every temperature down.
+    assert (agent.log_alpha.detach() < math.log(1.0)).all()
+    assert agent.target_entropy.tolist() == [-2.0, -1.0, -2.0]
