@@ -107,6 +107,8 @@ def save(folder: Path, step: int, state: Mapping[str, Any], meta: Mapping[str, A
     _write_json(part / STATE, tree)
     safetensors.torch.save_file(encode.tensors, part / TENSORS)
     safetensors.numpy.save_file(encode.arrays, part / ARRAYS)
+    for name in (TENSORS, ARRAYS):  # safetensors makes files that only their owner may read
+        shutil.copymode(part / STATE, part / name)
     files = {name: _fingerprint(part / name) for name in (STATE, TENSORS, ARRAYS)}
     manifest = {"format": FORMAT, "step": step, "meta": meta, "files": files}
     _write_json(part / MANIFEST, {**manifest, "sha256": _digest(manifest)}, indent=1)
