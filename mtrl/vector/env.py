@@ -157,9 +157,7 @@ class MultiTaskVectorEnv(VectorEnv):
         self.layout = Layout(rows, self.num_envs)
         """Rows of each group that has tasks in this vector."""
         self._make_spaces()
-        self._bounds = {
-            group.name: _action_bounds(group) + action_array(group) + (rows[group.name],) for group in self._groups
-        }
+        self._accepts = {group.name: _accepted(group, rows[group.name]) for group in self._groups}
 
         self.episodes: list[Episode] = []
         """Episodes that the last step finished, in slot order."""
@@ -212,7 +210,7 @@ class MultiTaskVectorEnv(VectorEnv):
                 finite or out of bounds. (Checked here, since some simulators clamp silently, NaN included.)
         """
         self._check(pending=False, started=True)
-        played = {name: self._valid(name, actions) for name in self._bounds}
+        played = {name: self._valid(name, actions) for name in self._accepts}
         if len(actions) != len(played):
             raise ValueError(
                 f"actions for unknown groups {sorted(set(actions) - set(played))}; groups: {sorted(played)}"
@@ -254,6 +252,7 @@ class MultiTaskVectorEnv(VectorEnv):
                     successors[place.group][leaf][place.local] = array[place.local]
             after = Obs(successors, before.task, np.zeros(self.num_envs, bool))
             self.episodes = [self._finish(slot) for slot in ended]
+            self._forget()
             self._set_next(ended)
             following = self._observe(leaves, ended)
             self._guard(
@@ -295,7 +294,7 @@ class MultiTaskVectorEnv(VectorEnv):
         self._backend.close()
 
     def __repr__(self) -> str:
-        return f"MultiTaskVectorEnv({len(self.spec.tasks)} tasks, {len(self._places)} slots, {self.num_envs} rows)"
+        return f"MultiTaskVectorEnv({len(self._playable)} tasks, {len(self._places)} slots, {self.num_envs} rows)"
 
     # ------------------------------------------------------------------------------------------------ state
     def state_dict(self) -> dict[str, Any]:
@@ -470,13 +469,16 @@ class MultiTaskVectorEnv(VectorEnv):
         self._next[slot] = self._draw(slot, self._index[slot] + 1) if self._current[slot] else None
         self._ret[slot], self._success[slot] = 0.0, False
         self._began[slot] = self._clock
-        self._forget(place.group)
         return episode
 
-    def _forget(self, group: str) -> None:
+    def _forget(self) -> None:
         """Drop actions that no running episode needs."""
-        running = [self._began[p.slot] for p in self._places if p.group == group and self._current[p.slot]]
-        self._history[group].forget(min(running, default=self._clock))
+        oldest = dict.fromkeys(self._history, self._clock)
+        for place in self._places:
+            if self._current[place.slot]:
+                oldest[place.group] = min(oldest[place.group], int(self._began[place.slot]))
+        for name, step in oldest.items():
+            self._history[name].forget(step)
 
     def _no_actions(self, place: Place) -> Array:
         action = self._buffers.action[place.group][place.local]
@@ -495,11 +497,10 @@ class MultiTaskVectorEnv(VectorEnv):
             raise ValueError(
                 f"no actions for group {name!r}; got {sorted(actions)}" + (f" (is {near[0]!r} meant?)" if near else "")
             )
-        low, high, shape, dtype, rows = self._bounds[name]
+        low, high, shape, dtype, rows = self._accepts[name]
         given = np.asarray(actions[name])
-        want = (rows.stop - rows.start, *shape)
-        if given.shape != want:
-            raise ValueError(f"actions of group {name!r} must have shape {want}, got {given.shape}")
+        if given.shape != shape:
+            raise ValueError(f"actions of group {name!r} must have shape {shape}, got {given.shape}")
         if given.dtype.kind not in ("iu" if dtype is np.int64 else "fiu"):
             raise ValueError(f"actions of group {name!r} must be {np.dtype(dtype)}, got {given.dtype}")
         action = given.astype(dtype)
@@ -524,6 +525,16 @@ class MultiTaskVectorEnv(VectorEnv):
         info.update({key: array.copy() for key, array in arrays.items()})
         everywhere = np.ones(self.num_envs, bool)
         return info | {f"_{key}": everywhere.copy() for key in info}
+
+
+class _Accepted(NamedTuple):
+    """What actions a group takes: bounds, shape and dtype of its array; and its rows."""
+
+    low: Any
+    high: Any
+    shape: tuple[int, ...]
+    dtype: type[np.generic]
+    rows: slice
 
 
 class Replay(NamedTuple):
@@ -612,10 +623,13 @@ def _program(
     return Program(by_id, {index: one for index, (_, one, _) in given.items()}, tuple(places), tuple(groups))
 
 
-def _action_bounds(group: Group) -> tuple[Any, Any]:
+def _accepted(group: Group, rows: slice) -> _Accepted:
+    shape, dtype = action_array(group)
     if isinstance(group.action, spaces.Discrete):
-        return 0, int(group.action.n) - 1
-    return group.action.low.astype(np.float32), group.action.high.astype(np.float32)
+        low, high = 0, int(group.action.n) - 1
+    else:
+        low, high = group.action.low.astype(dtype), group.action.high.astype(dtype)
+    return _Accepted(low, high, (rows.stop - rows.start, *shape), dtype, rows)
 
 
 def _assignment(saved: Sequence[int] | None) -> Assignment | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -207,6 +208,23 @@ def test_close_leaves_no_process_even_if_one_hangs(monkeypatch: pytest.MonkeyPat
     assert time.monotonic() - started < 30
     assert [process.returncode for process in children] == [1, -signal.SIGKILL] or children[1].returncode == -9
     envs.close()
+
+
+def test_no_file_descriptor_stays_open() -> None:
+    folder = Path("/proc/self/fd")
+    if not folder.is_dir():
+        pytest.skip("needs /proc")
+    gc.collect()
+    before = len(list(folder.iterdir()))
+    envs = MultiTaskVectorEnv(tasks("counter"), 2, workers=2)
+    envs.reset()
+    children = processes(envs)
+    assert len(list(folder.iterdir())) > before
+    envs.close()
+    assert [process.returncode for process in children] == [0, 0]
+    del envs
+    gc.collect()
+    assert len(list(folder.iterdir())) == before
 
 
 def test_close_while_a_forked_child_holds_the_pipes() -> None:
