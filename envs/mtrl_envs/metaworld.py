@@ -162,7 +162,7 @@ def make_raw(task: str, *, reward_version: str = "v2", fast: bool = False, rende
     if fast:
         from mtrl_envs.metaworld_fast import fast_class
 
-        cls = fast_class(cls)
+        cls = fast_class(cls, draws=render_mode is not None)
     raw: Any = cls(
         reward_function_version=reward_version,
         render_mode=render_mode,
