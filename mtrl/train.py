@@ -52,7 +52,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
         resume: go on from the newest intact checkpoint in ``out``.
 
     Raises:
-        RunError: ``out`` already holds a run.
+        RunError: ``out`` already holds a run, or the run to resume is complete.
         FloatingPointError: a loss or parameter is not finite; names tensor, task and step. The last good
             checkpoint stays.
     """
@@ -62,7 +62,9 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
     tasks = registry.tasks(config.suite)
     spec = make_spec(tasks)
     agent = runs.make_agent(config, spec)
-    saved = checkpoint.load(out / runs.CHECKPOINTS) if resume and (out / runs.CHECKPOINTS).exists() else None
+    saved = checkpoint.load(out / runs.CHECKPOINTS) if resume and _checkpoints(out) else None
+    if saved is not None and saved.step >= config.steps and (out / runs.SUMMARY).exists():
+        raise runs.RunError(f"{out} is complete at step {saved.step}; to go on, ask for more with --steps")
     copies = config.copies if isinstance(config.copies, int) else list(config.copies)
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -158,8 +160,14 @@ def _workers(config: RunConfig, tasks: Sequence[Task], spec: Spec, slots: int) -
 
 
 def _last_good(out: Path) -> str:
-    found = sorted((out / runs.CHECKPOINTS).glob("step-*"), key=lambda path: path.stat().st_mtime)
+    found = _checkpoints(out)
     return f"last good checkpoint: {found[-1]}" if found else "there is no checkpoint yet"
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    """Complete checkpoints, oldest first; a run killed while it saved its first one has none."""
+    found = [path for path in (out / runs.CHECKPOINTS).glob("step-*") if path.suffix != ".tmp"]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
 
 
 def _logger(config: RunConfig, out: Path, spec: Spec, resume_at: int | None) -> Logger:

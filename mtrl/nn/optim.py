@@ -16,9 +16,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Go on from ``optimizer_state``.
 
-    Moments take the memory layout of their parameter: a checkpoint stores tensors contiguously, and torch's fused Adam
-    pairs the numbers of a channels-last weight with those of a contiguous moment by position, silently wrong (seen with
-    torch 2.13).
+    Moments take the memory layout of their parameter: torch's fused Adam pairs the numbers of a channels-last weight
+    with those of a contiguous moment by position, silently wrong (seen with torch 2.13).
     """
     moments = {int(key): value for key, value in state.items()}
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
