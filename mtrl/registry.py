@@ -50,13 +50,19 @@ def load(kind: str, name: str) -> Any:
     """The object behind an entry-point name or ``"module:Attr"``.
 
     Raises:
-        UnknownNameError: no entry point, or no such attribute in the module.
-        ImportError: the module cannot be imported; passed through, since it names what is missing.
+        UnknownNameError: no entry point, no such module, or no such attribute in it.
+        ImportError: something that the module needs is missing; passed through, since it names what.
     """
     what = "suite" if kind == SUITES else "agent"
     if ":" in name:
         module, _, attr = name.partition(":")
-        target = importlib.import_module(module)
+        try:
+            target = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise
+            hint = "- install its package, or put its folder on the path, as in PYTHONPATH=. mtrl ..."
+            raise UnknownNameError("module", module, (), hint) from None
         if not hasattr(target, attr):
             raise UnknownNameError(f"{what} in module {module!r}", attr, (n for n in vars(target) if n[0] != "_"))
         return getattr(target, attr)

@@ -7,6 +7,7 @@ import sys
 import types
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,8 +133,16 @@ def test_long_lists_are_cut() -> None:
 def test_what_cannot_be_imported_is_let_through() -> None:
     with pytest.raises(ModuleNotFoundError, match="mtrl_no_such_module"):
         registry.tasks("gone/all")
-    with pytest.raises(ModuleNotFoundError, match="nowhere"):
-        registry.tasks("nowhere:Suite/all")
+
+
+def test_unknown_modules_are_told_from_missing_dependencies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("nowhere:Suite/all", "nowhere.inside:Suite/all"):
+        with pytest.raises(UnknownNameError, match=r"unknown module 'nowhere.*' - install its package, or put"):
+            registry.tasks(name)
+    (tmp_path / "needs_more.py").write_text("import mtrl_no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="mtrl_no_such_dependency"):
+        registry.tasks("needs_more:Suite/all")
 
 
 def test_what_is_no_suite_is_told_what_it_lacks() -> None:
