@@ -1,11 +1,13 @@
-"""On-policy memory: the last steps of every row, and generalised advantage estimation over them."""
+"""On-policy memory: the last steps of every row, generalised advantage estimation, and minibatches to learn from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mtrl.types import Array, Obs, Spec, Step
 
@@ -202,3 +204,76 @@ class Rollout:
 
 
 _FIELDS = ("reward", "terminated", "truncated", "task", "first", "valid")
+
+
+class Minibatch(NamedTuple):
+    """``leaves[g][leaf]`` and ``action[g]`` [t, m_g, ...], ``columns[name]`` [t, m], ``memory[name]`` [m, H] before the
+    first step. Rows are sorted by group, then task."""
+
+    leaves: dict[str, dict[str, Tensor]]
+    action: dict[str, Tensor]
+    columns: dict[str, Tensor]
+    memory: dict[str, Tensor]
+
+
+class Items:
+    """A full rollout cut into items to draw from: single steps, or chunks of consecutive steps of one row.
+
+    Item (k, row) of K chunks x n rows has the number ``k * n + row``; arrays become [K * n, steps, ...].
+
+    Args:
+        roll: a full rollout.
+        steps: length of an item; divides the rollout's.
+        columns: {name: [length, n]}, what to learn from; ``task``, ``first`` and ``valid`` are added.
+        action: {group: [length, n_g, ...]}, as the policy's distribution knows them.
+        memory: {name: [length, n, H]}, memories before each step; may be empty.
+        device: where minibatches live.
+    """
+
+    def __init__(
+        self,
+        roll: Rollout,
+        *,
+        steps: int,
+        columns: Mapping[str, Array],
+        action: Mapping[str, Array],
+        memory: Mapping[str, Tensor],
+        device: torch.device,
+    ) -> None:
+        self.steps, self.device = steps, device
+        columns = {**columns, "task": roll.task, "first": roll.first, "valid": roll.valid}
+        self._columns = {name: self._cut(array) for name, array in columns.items()}
+        self._leaves = {g: {leaf: self._cut(x) for leaf, x in own.items()} for g, own in roll.leaves.items()}
+        self._action = {group: self._cut(array) for group, array in action.items()}
+        self._memory = {name: x[::steps].flatten(0, 1) for name, x in memory.items()}
+        self._rows, self._width = roll.rows, roll.task.shape[1]
+        number = torch.arange(len(self._columns["task"]))
+        useful, task = self._columns["valid"].any(1).cpu(), self._columns["task"][:, 0].cpu()
+        self._shares = [[number[useful & (task == t)] for t in roll.spec.group(group).tasks] for group in roll.rows]
+
+    def minibatches(self, parts: int, generator: torch.Generator) -> Iterator[Minibatch]:
+        """One pass: each task's items in random order, cut into ``parts`` equal parts."""
+        cuts = [
+            [items[torch.randperm(len(items), generator=generator)].tensor_split(parts) for items in own]
+            for own in self._shares
+        ]
+        for k in range(parts):
+            picked = [torch.cat([cut[k] for cut in own]) for own in cuts]
+            if sum(map(len, picked)):
+                yield self._part(picked)
+
+    def _part(self, picked: list[Tensor]) -> Minibatch:
+        leaves, action = {}, {}
+        for items, (group, rows) in zip(picked, self._rows.items(), strict=True):
+            chunk, row = items // self._width, items % self._width - rows.start
+            own = (chunk * (rows.stop - rows.start) + row).to(self.device)
+            leaves[group] = {leaf: x[own].transpose(0, 1) for leaf, x in self._leaves[group].items()}
+            action[group] = self._action[group][own].transpose(0, 1)
+        every = torch.cat(picked).to(self.device)
+        columns = {name: x[every].transpose(0, 1) for name, x in self._columns.items()}
+        return Minibatch(leaves, action, columns, {name: x[every] for name, x in self._memory.items()})
+
+    def _cut(self, array: Array) -> Tensor:
+        length, n = array.shape[:2]
+        x = torch.as_tensor(array, device=self.device).view(length // self.steps, self.steps, n, *array.shape[2:])
+        return x.transpose(1, 2).reshape(-1, self.steps, *array.shape[2:])

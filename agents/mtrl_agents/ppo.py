@@ -10,102 +10,24 @@ in every loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from mtrl.nn.heads import ActionHead, Distribution, ValueHead, orthogonal_
+from mtrl.nn.actor_critic import Body, PolicyNet, Rows, ValueNet
 from mtrl.nn.linear import Route, matmul, probe
-from mtrl.nn.normalizers import TaskMoments, normalize_per_task
+from mtrl.nn.normalizers import TaskMoments
 from mtrl.nn.optim import load_optimizer_state, optimizer_state
-from mtrl.nn.perception import Perception, PerceptionConfig, to_tensors
-from mtrl.nn.trunk import Memory, TrunkConfig, make_trunk
-from mtrl.rollout import Rollout, Successors, gae
+from mtrl.nn.perception import PerceptionConfig, to_tensors
+from mtrl.nn.trunk import TrunkConfig
+from mtrl.rollout import Items, Minibatch, Rollout, Successors, gae
 from mtrl.types import Array, Decision, Layout, Obs, Spec, Step
 
 BLOCK = 2048  # rows in one forward pass without gradients: bounds the memory that a rollout of pictures takes
-
-
-class Rows(NamedTuple):
-    """Observations of t steps x n rows: ``leaves[g][leaf]`` [t, n_g, ...]; ``task``, ``first`` [t, n]."""
-
-    leaves: dict[str, dict[str, Tensor]]
-    task: Tensor
-    first: Tensor
-
-
-class Body(nn.Module):
-    """Perception -> trunk -> optional memory."""
-
-    def __init__(self, spec: Spec, config: PPO.Config, *, state: bool) -> None:
-        super().__init__()
-        self.perception = Perception(spec, config.perception, state=state)
-        self.trunk = make_trunk(config.trunk, self.perception.width, len(spec.tasks))
-        self.memory = Memory(self.trunk.out, config.memory) if config.memory else None
-        self.out = config.memory or self.trunk.out
-
-    def forward(self, rows: Rows, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Rows and the memory [n, H] before them -> features [t, n, out] and the memory after them."""
-        t, n = rows.task.shape
-        latents = [
-            self.perception({leaf: x.flatten(0, 1) for leaf, x in leaves.items()}, group).unflatten(0, (t, -1))
-            for group, leaves in rows.leaves.items()
-        ]
-        joined = latents[0] if len(latents) == 1 else torch.cat(latents, 1)
-        features = self.trunk(joined.flatten(0, 1), rows.task.flatten()).unflatten(0, (t, n))
-        if self.memory is None or state is None:
-            return features, None
-        return self.memory(features, rows.first, state)
-
-
-class PolicyNet(nn.Module):
-    """Body and one action head per group (of every task, if the trunk asks for it)."""
-
-    def __init__(self, spec: Spec, config: PPO.Config) -> None:
-        super().__init__()
-        self.body = Body(spec, config, state=False)
-        per_task, act = bool(self.body.trunk.per_task), config.head_activation
-        self.heads = nn.ModuleDict(
-            {g.name: ActionHead(g, self.body.out, config.head, per_task=per_task, activation=act) for g in spec.groups}
-        )
-        orthogonal_(self, 2**0.5)
-        for head in self.heads.values():
-            orthogonal_(cast(ActionHead, head).net.layers[-1], 0.01)  # a nearly uniform policy at the start
-
-    def forward(
-        self, rows: Rows, memory: Tensor | None
-    ) -> tuple[dict[str, Distribution], tuple[Tensor, Tensor | None]]:
-        """Per group the distributions of its t * n_g actions; then what ``Body`` returned."""
-        features, memory = self.body(rows, memory)
-        found, start = {}, 0
-        for group, leaves in rows.leaves.items():
-            stop = start + next(iter(leaves.values())).shape[1]
-            legal = leaves["legal"].flatten(0, 1) if "legal" in leaves else None
-            part = features[:, start:stop].flatten(0, 1)
-            found[group] = self.heads[group](part, rows.task[:, start:stop].flatten(), legal)
-            start = stop
-        return found, (features, memory)
-
-
-class ValueNet(nn.Module):
-    """A value head, and a body of its own unless it shares the policy's."""
-
-    def __init__(self, spec: Spec, config: PPO.Config, policy: PolicyNet) -> None:
-        super().__init__()
-        self.body = None if config.share else Body(spec, config, state=True)
-        body = self.body or policy.body
-        per_task, act = bool(body.trunk.per_task), config.head_activation
-        self.head = ValueHead(len(spec.tasks), body.out, config.head, per_task=per_task, activation=act)
-        orthogonal_(self, 2**0.5)
-        orthogonal_(self.head.net.layers[-1], 0.01)  # first advantages come from rewards, not from noise
-
-    def forward(self, features: Tensor, rows: Rows) -> Tensor:
-        """Features [t, n, D] -> normalised values [t, n]."""
-        return self.head(features.flatten(0, 1), rows.task.flatten()).view(rows.task.shape)
 
 
 class PPO:
@@ -119,7 +41,7 @@ class PPO:
         model_config = ConfigDict(extra="forbid")
 
         rollout: int = Field(250, ge=1, description="steps per row between updates (MOORE: 2000 per task)")
-        epochs: int = Field(8, ge=1, description="passes over the rollout (MOORE: 8)")
+        epochs: int = Field(4, ge=1, description="passes over the rollout (MOORE: 8)")
         minibatches: int = Field(8, ge=1, description="parts of one pass, each with its share of every task")
         lr: float = Field(1e-3, gt=0, description="Adam (MOORE: 1e-3)")
         lr_decay_updates: int | None = Field(None, ge=1, description="updates after which a linear decay reaches 0")
@@ -131,8 +53,7 @@ class PPO:
         value_weight: float = Field(0.5, gt=0, description="weight of the value loss")
         max_grad_norm: float | None = Field(0.5, gt=0, description="of actor and critic each")
         target_kl: float | None = Field(None, gt=0, description="end the epochs when the policy has moved this far")
-        normalize_advantage: bool = Field(True, description="per task, over the rollout")
-        spread_decay: float = 0.95
+        normalize_advantage: bool = Field(True, description="by running moments of each task's advantages")
         normalize_value: bool = Field(True, description="value targets by running moments of each task's returns")
         share: bool = Field(False, description="one body for actor and critic")
         memory: int = Field(0, ge=0, description="width of a GRU behind the trunk; 0: none")
@@ -151,16 +72,20 @@ class PPO:
         self.route: Route = probe(device).route if config.matmul == "auto" else config.matmul
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.policy = PolicyNet(spec, config).to(self.device)
-            self.critic = ValueNet(spec, config, self.policy).to(self.device)
-        self.critic_body = self.critic.body or self.policy.body
+            body = Body(spec, config.perception, config.trunk, config.memory)
+            own = None if config.share else Body(spec, config.perception, config.trunk, config.memory, state=True)
+            self.policy = PolicyNet(spec, body, config.head, config.head_activation).to(self.device)
+            self.critic = ValueNet(spec, own, own or body, config.head, config.head_activation).to(self.device)
+        self.critic_body = own or body
         self.nets: dict[str, nn.Module] = {"policy": self.policy, "critic": self.critic}
         parameters = [p for net in self.nets.values() for p in net.parameters()]
         self.optimizer = torch.optim.Adam(parameters, config.lr, eps=1e-5, fused=True)
         self.generator = torch.Generator().manual_seed(seed)
         self.rollout = Rollout(spec, config.rollout)
         self.moments = TaskMoments(len(spec.tasks))
-        self.spread = TaskMoments(len(spec.tasks), decay=config.spread_decay, floor=1e-8)
+        # Running moments rather than each rollout's own: while a sparse reward is not found, a rollout's advantages
+        # are the critic's errors and nothing else, and brought to deviation 1 they would drive the policy.
+        self.spread = TaskMoments(len(spec.tasks), decay=0.95, floor=1e-12)
         self.critic_memory: Tensor | None = None  # the critic's own memory where the rollout starts, [n, H]
         self.updates = 0
 
@@ -190,14 +115,14 @@ class PPO:
         if config.lr_decay_updates:
             for group in self.optimizer.param_groups:
                 group["lr"] = config.lr * max(0.0, 1 - self.updates / config.lr_decay_updates)
-        data, metrics = self._prepare()
+        items, metrics = self._prepare()
         sums: dict[str, list[float]] = {}
         epochs = 0
         while epochs < config.epochs:
             epochs += 1
             divergence = []
-            for part in self._minibatches(data):
-                terms = self._step(part)
+            for batch in items.minibatches(config.minibatches, self.generator):
+                terms = self._step(batch)
                 divergence.append(terms["approx_kl"])
                 for name, value in terms.items():
                     sums.setdefault(name, []).append(value)
@@ -218,6 +143,7 @@ class PPO:
             "generator": self.generator.get_state(),
             "rollout": self.rollout.state_dict(),
             "moments": self.moments.state_dict(),
+            "spread": self.spread.state_dict(),
             "critic_memory": self.critic_memory,
             "route": self.route,
             "updates": self.updates,
@@ -230,6 +156,7 @@ class PPO:
         self.generator.set_state(state["generator"])
         self.rollout.load_state_dict(state["rollout"])
         self.moments.load_state_dict(state["moments"])
+        self.spread.load_state_dict(state["spread"])
         memory = state["critic_memory"]
         self.critic_memory = None if memory is None else memory.to(self.device)
         self.route = state["route"]  # the same products as before, even if a new probe chose another route
@@ -239,7 +166,7 @@ class PPO:
         self.policy.load_state_dict(state)
 
     # ------------------------------------------------------------------------------------------------ learning
-    def _prepare(self) -> tuple[_Data, dict[str, float]]:
+    def _prepare(self) -> tuple[Items, dict[str, float]]:
         """Values and advantages of the whole rollout, in one pass of the critic, then cut into items to draw from."""
         roll, config = self.rollout, self.config
         value, critic_state = self._rollout_values()
@@ -259,17 +186,23 @@ class PPO:
             self.moments.update(returns[roll.valid], roll.task[roll.valid])
         if config.normalize_advantage:
             self.spread.update(advantage[roll.valid], roll.task[roll.valid])
-            advantage = normalize_per_task(advantage, roll.task, roll.valid, least=self.spread.std)
+            advantage = self.spread.normalize(advantage, roll.task)
         columns = {
             "advantage": advantage.astype(np.float32),
             "target": self._normalized(returns).astype(np.float32),
             "old_value": self._normalized(value).astype(np.float32),
             "log_prob": roll.extras["log_prob"],
-            "task": roll.task,
-            "first": roll.first,
-            "valid": roll.valid,
         }
-        return _Data(self, columns, critic_state), metrics
+        action = {}
+        for group, rows in roll.rows.items():
+            shape = self.spec.group(group).action.shape
+            action[group] = roll.extras["sample"][:, rows, : shape[0]] if shape else roll.action[group]
+        memory = {} if critic_state is None else {"critic": critic_state}
+        if config.memory:
+            memory["actor"] = torch.as_tensor(roll.extras["memory"], device=self.device)
+        steps = config.chunk if config.memory else 1
+        items = Items(roll, steps=steps, columns=columns, action=action, memory=memory, device=self.device)
+        return items, metrics
 
     def _normalized(self, values: Array) -> Array:
         return self.moments.normalize(values, self.rollout.task) if self.config.normalize_value else values
@@ -331,53 +264,39 @@ class PPO:
             torch.as_tensor(first[at], device=self.device),
         )
 
-    def _minibatches(self, data: _Data) -> Iterator[_Part]:
-        """One pass: every task's items in random order, cut into equal parts; rows stay sorted by group and task."""
-        shares = [
-            [
-                items[torch.randperm(len(items), generator=self.generator)].tensor_split(self.config.minibatches)
-                for items in own
-            ]
-            for own in data.items
-        ]
-        for k in range(self.config.minibatches):
-            picked = [torch.cat([share[k] for share in own]) for own in shares]
-            if sum(map(len, picked)):
-                yield data.part(picked)
-
-    def _step(self, part: _Part) -> dict[str, float]:
+    def _step(self, batch: Minibatch) -> dict[str, float]:
         """One gradient step on one minibatch [t, m]."""
-        config, rows = self.config, part.rows
-        policies, (features, _) = self.policy(rows, part.actor_memory)
-        shape = {g: next(iter(leaves.values())).shape[:2] for g, leaves in rows.leaves.items()}
-        log_prob = torch.cat([d.log_prob(part.action[g].flatten(0, 1)).view(shape[g]) for g, d in policies.items()], 1)
-        entropy = torch.cat([d.entropy().view(shape[g]) for g, d in policies.items()], 1)
+        config, column = self.config, batch.columns
+        task, valid, advantage = column["task"], column["valid"], column["advantage"]
+        rows = Rows(batch.leaves, task, column["first"])
+        policies, (features, _) = self.policy(rows, batch.memory.get("actor"))
         if self.critic.body is not None:
-            features, _ = self.critic.body(rows, part.critic_memory)
+            features, _ = self.critic.body(rows, batch.memory.get("critic"))
         value = self.critic(features, rows)
+        pairs = [(policy, batch.action[group]) for group, policy in policies.items()]
+        log_prob = torch.cat([policy.log_prob(a.flatten(0, 1)).view(a.shape[:2]) for policy, a in pairs], 1)
+        entropy = torch.cat([policy.entropy().view(a.shape[:2]) for policy, a in pairs], 1)
 
-        weight = self._weights(rows.task, part.valid)
-        log_ratio = (log_prob - part.log_prob).masked_fill(~part.valid, 0.0)
+        weight = self._weights(task, valid)
+        log_ratio = (log_prob - column["log_prob"]).masked_fill(~valid, 0.0)
         ratio = log_ratio.exp()
-        gain = torch.minimum(ratio * part.advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * part.advantage)
-        error = (value - part.target).square()
+        gain = torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage)
+        error = (value - column["target"]).square()
         if config.value_clip is not None:
-            near = part.old_value + (value - part.old_value).clamp(-config.value_clip, config.value_clip)
-            error = torch.maximum(error, (near - part.target).square())
-        losses = {"policy": -gain, "value": 0.5 * error, "entropy": entropy}
-        policy, critic, bonus = ((loss.masked_fill(~part.valid, 0.0) * weight).sum() for loss in losses.values())
-        loss = policy + 2 * config.value_weight * critic - config.entropy * bonus
+            change = (value - column["old_value"]).clamp(-config.value_clip, config.value_clip)
+            error = torch.maximum(error, (column["old_value"] + change - column["target"]).square())
+        losses = {"policy": -gain, "value": error, "entropy": entropy}
+        policy, critic, bonus = ((loss.masked_fill(~valid, 0.0) * weight).sum() for loss in losses.values())
+        loss = policy + config.value_weight * critic - config.entropy * bonus
         if not torch.isfinite(loss):
             for name, each in losses.items():
-                self._guard(
-                    f"{name} loss", each.detach().cpu().numpy(), rows.task.cpu().numpy(), part.valid.cpu().numpy()
-                )
+                self._guard(f"{name} loss", *(x.detach().cpu().numpy() for x in (each, task, valid)))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = config.max_grad_norm or float("inf")
         for name, net in self.nets.items():
             if not torch.isfinite(nn.utils.clip_grad_norm_(net.parameters(), limit)):
-                tasks = ", ".join(self.spec.tasks[t].name for t in rows.task.unique().tolist())
+                tasks = ", ".join(self.spec.tasks[t].name for t in task.unique().tolist())
                 raise FloatingPointError(f"gradient of {name} is not finite in update {self.updates} (tasks: {tasks})")
         self.optimizer.step()
         with torch.no_grad():
@@ -409,76 +328,6 @@ class PPO:
             raise FloatingPointError(f"{name} is not finite for {tasks} in update {self.updates}")
 
 
-class _Part(NamedTuple):
-    """A minibatch: arrays [t, m], memories [m, H] before the first step."""
-
-    rows: Rows
-    action: dict[str, Tensor]
-    valid: Tensor
-    log_prob: Tensor
-    advantage: Tensor
-    target: Tensor
-    old_value: Tensor
-    actor_memory: Tensor | None
-    critic_memory: Tensor | None
-
-
-class _Data:
-    """A rollout cut into items: single steps, or with memory chunks of consecutive steps of one row.
-
-    Item (k, row) of K chunks x n rows has the number ``k * n + row``; arrays are [K * n, steps, ...].
-    """
-
-    def __init__(self, agent: PPO, columns: Mapping[str, Array], critic_state: Tensor | None) -> None:
-        roll, config = agent.rollout, agent.config
-        self.steps = config.chunk if config.memory else 1
-        self.device = agent.device
-        self.starts = {group: rows.start for group, rows in roll.rows.items()}
-        self.columns = {name: self._cut(array) for name, array in columns.items()}
-        self.leaves = {g: {leaf: self._cut(x) for leaf, x in own.items()} for g, own in roll.leaves.items()}
-        self.action = {}
-        for group, rows in roll.rows.items():
-            shape = agent.spec.group(group).action.shape
-            samples = roll.extras["sample"][:, rows, : shape[0]] if shape else roll.action[group]
-            self.action[group] = self._cut(samples)
-        self.actor_memory = self.critic_memory = None
-        if config.memory:
-            self.actor_memory = torch.as_tensor(roll.extras["memory"][:: self.steps], device=self.device).flatten(0, 1)
-        if critic_state is not None:
-            self.critic_memory = critic_state[:: self.steps].flatten(0, 1)
-        # Per group and task the numbers of the items that hold something to learn from.
-        n = roll.task.shape[1]
-        number = torch.arange(len(self.columns["task"]))
-        useful = self.columns["valid"].any(1).cpu()
-        first_task = self.columns["task"][:, 0].cpu()
-        self.num_rows = n
-        self.sizes = {group: rows.stop - rows.start for group, rows in roll.rows.items()}
-        self.items = [
-            [number[useful & (first_task == task)] for task in agent.spec.group(group).tasks] for group in roll.rows
-        ]
-
-    def _cut(self, array: Array) -> Tensor:
-        length, n = array.shape[:2]
-        x = torch.as_tensor(array, device=self.device).view(length // self.steps, self.steps, n, *array.shape[2:])
-        return x.transpose(1, 2).reshape(-1, self.steps, *array.shape[2:])
-
-    def part(self, picked: list[Tensor]) -> _Part:
-        """The minibatch of these items, given per group."""
-        every = torch.cat(picked).to(self.device)
-        leaves, action = {}, {}
-        for items, (group, start) in zip(picked, self.starts.items(), strict=True):
-            own = (items // self.num_rows * self.sizes[group] + items % self.num_rows - start).to(self.device)
-            leaves[group] = {leaf: x[own].transpose(0, 1) for leaf, x in self.leaves[group].items()}
-            action[group] = self.action[group][own].transpose(0, 1)
-        column = {name: x[every].transpose(0, 1) for name, x in self.columns.items()}
-        return _Part(
-            Rows(leaves, column["task"], column["first"]),
-            action,
-            *(column[name] for name in ("valid", "log_prob", "advantage", "target", "old_value")),
-            *(None if memory is None else memory[every] for memory in (self.actor_memory, self.critic_memory)),
-        )
-
-
 class PPOActor:
     """Decides for one vector's rows with the agent's current policy; owns its memory and its randomness."""
 
@@ -507,7 +356,7 @@ class PPOActor:
         sample = np.zeros((len(obs.task), self.sample_width), np.float32)
         for group, policy in policies.items():
             drawn = policy.sample(self.generator) if self.explore else policy.mode()
-            action[group] = cast(ActionHead, agent.policy.heads[group]).to_env(drawn).cpu().numpy()
+            action[group] = agent.policy.to_env(group, drawn).cpu().numpy()
             log_probs.append(policy.log_prob(drawn))
             if drawn.is_floating_point():
                 sample[self.rows[group], : drawn.shape[1]] = drawn.cpu().numpy()

@@ -66,22 +66,6 @@ class TaskMoments:
         self._first, self._second, self._weight = (np.array(state[key]) for key in ("first", "second", "weight"))
 
 
-def normalize_per_task(x: Array, task: Array, valid: Array, least: Array) -> Array:
-    """x of each task brought to mean 0 and deviation 1 over its valid entries; 0 elsewhere (MOORE's PPO).
-
-    Args:
-        x, task, valid: of one shape; float64, int64, bool.
-        least: [T], divide by no less than this. While a sparse reward is not found, a rollout's advantages are the
-            critic's errors and nothing else; brought to deviation 1 they would drive the policy. Divided by the
-            deviation that the task is known to have, they stay the noise that they are.
-    """
-    out = np.zeros_like(x)
-    for t in np.unique(task[valid]):
-        own = valid & (task == t)
-        out[own] = (x[own] - x[own].mean()) / (max(x[own].std(), least[t]) + 1e-8)
-    return out
-
-
 class MaxReturnScale:
     """Divides each task's rewards so that its returns fit into [-v_max, v_max].
 
