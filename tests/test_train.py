@@ -162,6 +162,22 @@ def test_a_run_folder_is_not_overwritten(tmp_path: Path) -> None:
         runs.config_of(tmp_path / "xx")
 
 
+def test_resuming_a_complete_run_and_one_without_checkpoints(tmp_path: Path) -> None:
+    settings = config({"kind": "random"}, "mtrl.testing:Probes/discrete", steps=50)
+    train(settings, tmp_path / "x")
+    with pytest.raises(runs.RunError, match="is complete at step"):
+        train(settings, tmp_path / "x", resume=True)
+    more = settings.model_copy(update={"steps": 120})
+    train(more, tmp_path / "x", resume=True)
+    train(more, tmp_path / "y")
+    assert_same_state(tmp_path / "x", tmp_path / "y")
+
+    runs.start(tmp_path / "z", more)  # killed while it wrote its first checkpoint
+    (tmp_path / "z" / runs.CHECKPOINTS / "step-24.tmp").mkdir(parents=True)
+    train(more, tmp_path / "z", resume=True)
+    assert_same_run(tmp_path / "y", tmp_path / "z")
+
+
 def test_a_non_finite_loss_stops_the_run_and_names_the_place(tmp_path: Path) -> None:
     settings = config({**PPO, "lr": 1e30}, "mtrl.testing:Probes/continuous", steps=4000)
     with pytest.raises(FloatingPointError, match=r"at environment step \d+; last good checkpoint: .*step-"):
