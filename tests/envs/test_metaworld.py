@@ -110,6 +110,13 @@ def test_a_variant_reaches_the_environment() -> None:
     env.close()
 
 
+def test_only_environments_that_draw_load_what_is_drawn() -> None:
+    plain, drawing = make_raw("reach-v3", fast=True), make_raw("reach-v3", fast=True, render_mode="rgb_array")
+    assert plain.model.nbuffer < drawing.model.nbuffer / 4
+    plain.close()
+    drawing.close()
+
+
 # Episodes
 
 
@@ -244,12 +251,10 @@ def identical(want: Any, got: Any) -> bool:
     return type(want) is type(got) and np.array_equal(want, got, equal_nan=True)
 
 
-def compare(task: str, *, steps: int, reward_version: str = "v2") -> None:
+def compare(task: str, *, steps: int, reward_version: str = "v2", render_mode: str | None = None) -> None:
     """Episodes of random, scripted and mixed actions on both implementations, float64, every bit and type."""
-    stock, fast = (
-        make_raw(task, reward_version=reward_version),
-        make_raw(task, reward_version=reward_version, fast=True),
-    )
+    stock = make_raw(task, reward_version=reward_version)
+    fast = make_raw(task, reward_version=reward_version, fast=True, render_mode=render_mode)
     expert = MetaWorld.expert(task)
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -279,11 +284,15 @@ def test_fast_steps_have_the_same_bits(task: str) -> None:
     compare(task, steps=25)
 
 
+def test_environments_for_videos_have_the_same_bits() -> None:
+    compare("door-open-v3", steps=25, render_mode="rgb_array")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("reward_version", ["v1", "v2"])
+@pytest.mark.parametrize(("reward_version", "render_mode"), [("v2", None), ("v2", "rgb_array"), ("v1", None)])
 @pytest.mark.parametrize("task", MT50)
-def test_fast_steps_have_the_same_bits_everywhere(task: str, reward_version: str) -> None:
-    compare(task, steps=400, reward_version=reward_version)
+def test_fast_steps_have_the_same_bits_everywhere(task: str, reward_version: str, render_mode: str | None) -> None:
+    compare(task, steps=250, reward_version=reward_version, render_mode=render_mode)
 
 
 def test_other_versions_step_as_the_package_does(
