@@ -94,7 +94,8 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         self._low, self._high = bounds.low, bounds.high
         self.observation_space = Box(bounds.low.astype(np.float32), bounds.high.astype(np.float32), dtype=np.float32)
         self.action_space = action_space()
-        self._warnings = self.raw.data.warning.number  # a view of MuJoCo's counters; a reset clears them
+        # A view of MuJoCo's counters of bad positions, velocities, accelerations and controls.
+        self._warnings = self.raw.data.warning.number[4:]
         self._faults = 0
 
     def reset(
@@ -219,7 +220,7 @@ def _spaces(task: str) -> tuple[gym.Space[Any], gym.Space[Any]]:
 
 @dataclass(frozen=True)
 class MetaWorld:
-    """The suite ``metaworld``; see the module. The fields are those of ``MetaWorldEnv``."""
+    """The suite ``metaworld``; see the module. The fields are those of ``MetaWorldEnv``; ``name`` starts task names."""
 
     reward_version: Literal["v1", "v2"] = "v2"
     horizon: int = 500
@@ -263,7 +264,7 @@ class MetaWorld:
         """
         from metaworld.policies import ENV_POLICY_MAP
 
-        name = f"{task.removeprefix('metaworld/').removesuffix('-v3')}-v3"
+        name = f"{task.rpartition('/')[2].removesuffix('-v3')}-v3"
         if name not in ENV_POLICY_MAP:
             raise UnknownNameError("task of suite 'metaworld'", task, ENV_POLICY_MAP)
         policy = ENV_POLICY_MAP[name]()
@@ -286,7 +287,7 @@ class MetaWorld:
             score = (0.0, 1.0)
             source = f"none (raw returns): not measured for reward {self.reward_version} and horizon {self.horizon}"
         return Task(
-            name=f"metaworld/{name}",
+            name=f"{self.name}/{name}",
             build=functools.partial(
                 MetaWorldEnv,
                 name,
