@@ -8,7 +8,8 @@ Peers step the packages' own environments under the least wrapping that they can
 limit, MiniGrid with its image only (ours also carries direction, tasks and exact successors). "bound" are two
 processes that step those same environments in plain loops and never talk: what no communication would cost.
 Contestants stay alive and take turns round by round; figures are medians over rounds, ratios are medians of the
-rounds' own ratios, so that a machine that slows down hurts all alike. PufferLib 3.0.0 does not install beside numpy 2
+rounds' own ratios, so that a machine that slows down hurts all alike. "CPU us" is the processor time of all processes
+together per environment step, which hardly depends on what else runs. PufferLib 3.0.0 does not install beside numpy 2
 and is left out.
 """
 
@@ -156,6 +157,13 @@ def contestants(suite: str, stack: contextlib.ExitStack) -> dict[str, Any]:
     return alive
 
 
+def cpu_seconds() -> float:
+    """CPU time used so far by this process and all its descendants."""
+    me = psutil.Process()
+    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
+
+
 def compare(suite: str, rounds: int, steps: int) -> dict[str, Any]:
     """Run all contestants in turn; returns speeds (environment steps per second) and ratios."""
     with contextlib.ExitStack() as stack:
@@ -163,10 +171,15 @@ def compare(suite: str, rounds: int, steps: int) -> dict[str, Any]:
         for one in alive.values():
             one.run(steps // 4)  # warm up
         speeds: dict[str, list[float]] = {name: [] for name in alive}
+        cost = dict.fromkeys(alive, 0.0)
         for round_ in range(rounds):
             order = list(alive) if round_ % 2 == 0 else list(alive)[::-1]
             for name in order:
+                before = cpu_seconds()
                 speeds[name].append(alive[name].run(steps))
+                cost[name] += cpu_seconds() - before
+        total = rounds * steps * len(registry.tasks(suite))
+        cpu = {name: seconds / total * 1e6 for name, seconds in cost.items()}
     peers = [name for name in speeds if name.startswith(("Gymnasium", "SB3"))]
     best = max(peers, key=lambda name: statistics.median(speeds[name]))
     against = {"Gymnasium AsyncVectorEnv": "Gymnasium AsyncVectorEnv", f"best peer ({best})": best, BOUND: BOUND}
@@ -174,17 +187,19 @@ def compare(suite: str, rounds: int, steps: int) -> dict[str, Any]:
         label: statistics.median(a / b for a, b in zip(speeds[OURS], speeds[name], strict=True))
         for label, name in against.items()
     }
-    return {"suite": suite, "rounds": rounds, "steps": steps, "speeds": speeds, "ratios": ratios}
+    return {"suite": suite, "rounds": rounds, "steps": steps, "speeds": speeds, "cpu": cpu, "ratios": ratios}
 
 
 def report(result: dict[str, Any]) -> None:
     """Print one table."""
     ours = result["speeds"][OURS]
     print(f"\n{result['suite']}: environment steps per second, {result['rounds']} rounds of {result['steps']} each")
-    print(f"{'':30s}{'median':>9s}{'min':>9s}{'max':>9s}   ours / it")
+    print(f"{'':30s}{'median':>9s}{'min':>9s}{'max':>9s}   ours / it   CPU us")
     for name, values in sorted(result["speeds"].items(), key=lambda item: -statistics.median(item[1])):
         ratio = statistics.median(a / b for a, b in zip(ours, values, strict=True))
-        print(f"{name:30s}{statistics.median(values):9.0f}{min(values):9.0f}{max(values):9.0f}{ratio:9.2f}")
+        print(
+            f"{name:30s}{statistics.median(values):9.0f}{min(values):9.0f}{max(values):9.0f}{ratio:9.2f}{result['cpu'][name]:12.0f}"
+        )
     print("; ".join(f"{ratio:.2f} x {label}" for label, ratio in result["ratios"].items()))
 
 
