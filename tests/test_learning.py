@@ -1,0 +1,40 @@
+"""Learning on real tasks, end to end through the loop: minutes, so behind the marker ``slow``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mtrl.config import load_config
+from mtrl.train import train
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+QUIET = ["log.terminal=false", "log.wandb=off", "workers=0", "threads=1"]
+
+
+@pytest.mark.slow
+def test_ppo_learns_two_minigrid_tasks_at_once(tmp_path: Path) -> None:
+    """A random agent reaches the goal of Empty-Random-6x6 in about half of its episodes, slowly."""
+    overrides = ["suite=minigrid/Empty-Random-6x6+minigrid/LavaGapS5", "copies=8", "eval.stochastic=true", *QUIET]
+    config = load_config(overrides=overrides, agent="ppo", steps=160_000)
+    found = train(config, tmp_path / "run").evaluation
+    assert found is not None
+    empty, lava = found.results
+    assert empty.success is not None
+    assert lava.success is not None
+    assert empty.success >= 0.9
+    assert empty.score > 0.85
+    assert lava.success >= 0.6
+
+
+@pytest.mark.slow
+def test_sac_learns_metaworld_reach(tmp_path: Path) -> None:
+    """With the size and scale of the shipped MetaWorld config; a random agent never holds the goal."""
+    path = CONFIGS / "metaworld-mt3-sac.yaml"
+    config = load_config(path, ["suite=metaworld/reach", "eval.every=null", *QUIET], steps=60_000)
+    found = train(config, tmp_path / "run").evaluation
+    assert found is not None
+    (reach,) = found.results
+    assert reach.success is not None
+    assert reach.success >= 0.8
