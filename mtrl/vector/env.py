@@ -7,7 +7,7 @@ Two faces over the same slots. The native one, for agents: ``reset``, then ``obs
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -378,7 +378,7 @@ class MultiTaskVectorEnv(VectorEnv):
         if pending and not self._pending:
             raise NoAsyncCallError("no step is under way: call step_async first", "step")
 
-    def _guard(self, call: Any) -> Any:
+    def _guard(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except EnvironmentFailedError as error:

@@ -60,7 +60,7 @@ class Buffers:
 
     Per group: ``action`` [n_g] or [n_g, a]; ``obs`` the current leaves [n_g, ...]; ``final`` the successors of
     ended episodes, valid in rows whose slot ended at the last step. Per row: ``reward`` float64, ``success``.
-    Per slot: ``terminated``, ``truncated``, ``reported`` (the task has a success signal), ``next_task`` and
+    Per slot: ``terminated``, ``truncated``, ``reported`` (a success signal came in this episode), ``next_task`` and
     ``next_seed`` (what follows when the episode ends; ``PARKED`` for nothing), ``task``, ``seed`` and ``length`` (what
     is played now and how many steps were taken), ``cost`` (seconds per step). ``busy`` is each worker's present slot.
 
@@ -141,7 +141,8 @@ class _Solo:
 class _Team:
     """A PettingZoo ``ParallelEnv`` behind the same interface; row i is ``possible_agents[i]``.
 
-    The episode ends for all rows together, when no agent is left. A dead agent's row has ``alive`` false and is
+    The episode ends for all rows together, when no agent is left; it counts as terminated if the last ones died, as
+    truncated if some were merely stopped. A dead agent's row has ``alive`` false and is
     otherwise blank (see ``blank``); its reward is 0 and its action is not sent.
     """
 
@@ -167,10 +168,10 @@ class _Team:
         reward = np.array([rewards.get(agent, 0.0) if agent in acting else 0.0 for agent in self._agents])
         died = {agent for agent in acting if terminations.get(agent, False)}
         ended = not self.env.agents or all(terminations.get(a, False) or truncations.get(a, False) for a in acting)
-        # PettingZoo empties ``agents`` at a truncation too, yet those agents have a true successor.
+        # PettingZoo empties ``agents`` at a truncation too, yet those who did not die then have a true successor.
         self._alive = acting - died if ended else set(self.env.agents)
         reported = [value for value in map(_success, self._infos.values()) if value is not None]
-        return reward, ended and bool(died), ended and not died, max(reported) if reported else None
+        return reward, ended and not self._alive, ended and bool(self._alive), max(reported) if reported else None
 
     def write(self, leaves: Mapping[str, Array], local: slice) -> None:
         blank(leaves, local)
@@ -215,7 +216,7 @@ class Slot:
     def start(self, task: int, seed: int) -> None:
         """Begin the episode (task, seed) and write its first observation; ``PARKED`` clears the rows instead."""
         slot, buffers = self.place.slot, self._buffers
-        self._task, self._length = task, 0
+        self._task, self._length, self._reported = task, 0, False
         buffers.task[slot], buffers.seed[slot], buffers.length[slot] = task, seed, 0
         if task == PARKED:
             self._game = None
@@ -313,7 +314,8 @@ class Slot:
         buffers.reward[rows] = reward
         if not (math.isfinite(reward) if isinstance(reward, float) else np.isfinite(reward).all()):
             raise EnvironmentFailedError(self._where(f"returned the reward {reward}"))
-        buffers.reported[self.place.slot] = success is not None
+        self._reported |= success is not None
+        buffers.reported[self.place.slot] = self._reported
         buffers.success[rows] = bool(success)
         truncated = not terminated and (truncated or self._length >= self._program.tasks[self._task].horizon)
         return terminated, truncated

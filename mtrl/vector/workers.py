@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtrl.types import Array
-from mtrl.vector.slots import COST_STEPS, Buffers, EnvironmentFailedError, Program, Runner
+from mtrl.vector.slots import COST_STEPS, PARKED, Buffers, EnvironmentFailedError, Program, Runner
 
 # Orders and answers are single bytes in pipes (a round trip takes 5.6 us, as with semaphores, and 9.3 us over sockets);
 # those with contents are followed by one pickled message.
@@ -82,6 +82,7 @@ class Workers:
         file = _nameless_file()
         with file:
             self.buffers = Buffers(program, lambda size: _extended(file.fileno(), size))
+            self.buffers.busy[:] = PARKED
             self._links: list[_Link] = []
             self._processes: list[subprocess.Popen[bytes]] = []
             self._waiting: list[int] = []
@@ -121,9 +122,9 @@ class Workers:
 
     def rebalance(self, movable: Sequence[tuple[int, int, int]]) -> None:
         """Even the workers' load out, as far as ``movable`` slots allow; a new owner just begins the same episode."""
-        episodes = {slot: (slot, task, seed, np.empty(0)) for slot, task, seed in movable}
         if self._settled < COST_STEPS:
             return
+        episodes = {slot: (slot, task, seed, np.empty(0)) for slot, task, seed in movable}
         moves = plan_moves(self._owner, self.buffers.cost, list(episodes), len(self._links))
         for slot, worker in moves.items():
             self._order(self._owner[slot], _DROP, slot)
@@ -181,7 +182,8 @@ class Workers:
             code = None
         how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
         slot = int(self.buffers.busy[worker])
-        where = self.buffers.where(self._program, slot) if self._owner[slot] == worker else "before its first step"
+        began = slot != PARKED and self._owner[slot] == worker
+        where = self.buffers.where(self._program, slot) if began else "before its first episode"
         return f"{where}: worker process {worker} {how}"
 
 

@@ -53,7 +53,8 @@ class Counter(gym.Env):
 
 
 class Walk(gym.Env):
-    """A point that moves by its action plus seeded noise; terminates beyond 3; success (``is_success``) above 1."""
+    """A point that moves by its action plus seeded noise; terminates beyond 3; success (``is_success``) above 1,
+    told at odd steps only."""
 
     observation_space = Box(-np.inf, np.inf, (2,))
     action_space = Box(-1.0, 1.0, (2,))
@@ -63,13 +64,15 @@ class Walk(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        self._point = self.np_random.normal(size=2)
+        self._point, self._steps = self.np_random.normal(size=2), 0
         return self._point.astype(np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._point = self._point + action + self._noise * self.np_random.normal(size=2)
         far = float(np.abs(self._point).max())
-        return self._point.astype(np.float32), -far / 3, far > 3, False, {"is_success": float(far > 1)}
+        self._steps += 1
+        info = {"is_success": float(far > 1)} if self._steps % 2 else {}
+        return self._point.astype(np.float32), -far / 3, far > 3, False, info
 
 
 class Picture(gym.Env):
@@ -100,8 +103,8 @@ class Picture(gym.Env):
 
 class Team:
     """A PettingZoo ``ParallelEnv`` of three: agent i observes [i, step, seed mod 1000] and earns its action; agent 2
-    dies after step 2; the team ends after a seeded length of 3..6, by truncation if the seed is odd. The state lists
-    the step and who lives."""
+    dies after step 2; the team ends after a seeded length of 2..6, by truncation of the living if the seed is odd. The
+    state lists the step and who lives."""
 
     metadata: dict[str, Any] = {"name": "team"}
     render_mode = None
@@ -116,7 +119,7 @@ class Team:
 
     def reset(self, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         self.agents, self._seed, self._steps = list(self.possible_agents), seed or 0, 0
-        self._length = int(np.random.default_rng(seed).integers(3, 7))
+        self._length = int(np.random.default_rng(seed).integers(2, 7))
         return self._observe(), {agent: {"action_mask": np.array([1, 1, 0], np.int8)} for agent in self.agents}
 
     def step(self, actions: dict[str, int]) -> tuple[Any, Any, Any, Any, Any]:

@@ -100,6 +100,20 @@ def test_terminated_wins_and_no_success_is_none(make: Make) -> None:
     assert episode.success_last is None
 
 
+def test_success_told_now_and_then(make: Make) -> None:
+    envs = make(tasks("walk"), 4)
+    envs.reset()
+    told, ends = np.zeros(4, bool), set()
+    for step, _, episodes in drive(envs, 100):
+        told |= step.success
+        for episode in episodes:
+            assert episode.success == told[episode.slot]
+            assert episode.success_last == step.success[episode.slot]
+            told[episode.slot] = False
+            ends.add((episode.length % 2, episode.success))
+    assert (0, True) in ends  # such an episode's last step told nothing
+
+
 def test_arrays_are_never_written_again(make: Make) -> None:
     """The picture's environment reuses one array; what was handed out must keep its values."""
     envs = make(tasks("picture", "walk"))
@@ -124,8 +138,8 @@ def test_team_rows(make: Make) -> None:
     """Rows of a team end together; agent 2 dies after step 2 and is blank from then on."""
     envs = make(tasks("team"), 2, seed=1)
     envs.reset()
-    steps, kinds = [0, 0], set()
-    for step, _, episodes in drive(envs, 60):
+    steps, lengths = [0, 0], set()
+    for step, _, episodes in drive(envs, 120):
         ended = {episode.slot: episode for episode in episodes}
         for slot in range(2):
             rows, seed = slice(3 * slot, 3 * slot + 3), int(step.obs.leaves["probe"]["vector"][3 * slot, 2])
@@ -152,10 +166,10 @@ def test_team_rows(make: Make) -> None:
                 episode = ended[slot]
                 assert episode.terminated == (not odd)
                 assert episode.journal.actions.shape == (steps[slot], 3)
-                assert episode.success is True
+                assert episode.success == (steps[slot] >= 3)
+                lengths.add((steps[slot], odd))
                 steps[slot] = 0
-                kinds.add(odd)
-    assert kinds == {True, False}
+    assert {(2, True), (2, False), (5, True), (5, False)} <= lengths
 
 
 def test_run_seed_decides_everything(make: Make) -> None:
