@@ -260,7 +260,8 @@ class MetaWorld:
     def expert(task: str) -> Callable[[np.ndarray], np.ndarray]:
         """The package's scripted policy of a task: observation [39] to action [4] float32, clipped to [-1, 1].
 
-        It reads the goal from the observation. Over 10 goals per task it succeeds in 99 % of episodes.
+        It reads the goal from the observation. It solves nearly all goals of most tasks, but not every one: filter
+        demonstrations by success.
         """
         from metaworld.policies import ENV_POLICY_MAP
 
