@@ -236,7 +236,7 @@ class SAC:
         values = (sums.pop("q") / self.config.log_every).tolist()
         metrics = {name: value.item() / self.config.log_every for name, value in sums.items()}
         for info, alpha, value in zip(self.spec.tasks, self.log_alpha.exp().tolist(), values, strict=True):
-            metrics |= {f"alpha/{info.name}": alpha, f"q/{info.name}": value}
+            metrics |= {f"charts/{info.name}_alpha": alpha, f"charts/{info.name}_q": value}
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

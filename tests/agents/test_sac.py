@@ -277,6 +277,24 @@ def test_clock_counts_vector_steps_and_waits_for_the_warmup() -> None:
     assert agent.updates == 2 * len([step for step in range(20) if step >= 10 and step % 3 == 0])
 
 
+def test_metrics_average_the_updates_since_the_last_record() -> None:
+    agent = make(ragged_spec(), warmup=10, log_every=5, alpha=0.3, alpha_lr=1e-9)
+    actor = agent.actor(RAGGED_LAYOUT, explore=True)
+    ragged_run(agent, actor, 14)  # type: ignore[arg-type]  # updates 1 to 4
+    losses = []
+    descend = agent._descend
+    agent._descend = lambda *args: (losses.append(args), descend(*args))[1]  # type: ignore[method-assign]
+    before = agent._sums["losses/critic"].item()
+    metrics = agent.update()
+    critic = next(args[1] for args in losses if args[0] == "critic").mean().item()
+    assert metrics["losses/critic"] == pytest.approx((before + critic) / 5)
+    assert metrics["charts/probe/1_alpha"] == pytest.approx(0.3)
+    assert set(metrics) == {f"losses/{name}" for name in ("critic", "actor", "alpha")} | {
+        f"charts/probe/{t}_{name}" for t in range(3) for name in ("alpha", "q")
+    }
+    assert agent._sums == {}
+
+
 def scale_step(reward: float, *, end: str = "", task: int = 0) -> Step:
     obs = Obs({}, np.array([task]), np.zeros(1, bool))
     ends = (np.array([end == "terminated"]), np.array([end == "truncated"]))
