@@ -330,7 +330,7 @@ def test_probes_reach_their_known_values() -> None:
     agent = make(spec, gamma=gamma, alpha=1e-3, alpha_lr=1e-6, **options)
     envs = MultiTaskVectorEnv(tasks, 4, seed=0, spec=spec)
     envs.reset(seed=0)
-    train(agent, envs, agent.actor(envs.layout, explore=True), 700)
+    train(agent, envs, agent.actor(envs.layout, explore=True), 450)
     envs.reset(seed=1)
     greedy = agent.actor(envs.layout, explore=False)(envs.obs)
     leaves = {name: {k: torch.as_tensor(v) for k, v in found.items()} for name, found in envs.obs.leaves.items()}
