@@ -82,10 +82,10 @@ def observation(t: float, alive: tuple[bool, bool] = (True, True)) -> Obs:
 
 def transition(t: int, *, terminated: Any = (), truncated: Any = (), **dead: Any) -> Step:
     action = {"a": np.array([t % 3, 1]), "b": np.full((2, 2), t / 10, np.float32)}
-    flags = [np.isin(np.arange(4), rows) for rows in (terminated, truncated)]
+    over, cut = (np.isin(np.arange(4), rows) for rows in (terminated, truncated))
     before, after = (observation(x, dead.get(key, (True, True))) for x, key in ((t, "before"), (t + 0.5, "after")))
     decision = Decision(action, {"log_prob": np.arange(4) + 10.0 * t})
-    return Step(before, decision, np.arange(4.0) + t, *flags, np.zeros(4, bool), after, np.ones(4, bool))
+    return Step(before, decision, np.arange(4.0) + t, over, cut, np.zeros(4, bool), after, np.ones(4, bool))
 
 
 def test_the_rollout_keeps_true_successors_of_truncations_and_of_the_last_step() -> None:

@@ -5,7 +5,8 @@ and the details collected by Huang et al. 2022 (https://iclr-blog-track.github.i
 What several tasks add follows the multi-task PPO of MOORE (https://arxiv.org/abs/2311.11385): a head per task,
 advantages normalised per task, separate networks for actor and critic; value targets are normalised per task as in
 MAPPO (https://arxiv.org/abs/2103.01955), whose critic also reads a team's global state. Every task has an equal share
-in every loss.
+in every loss. Advantages are computed in float64. Box actions: a diagonal Gaussian in units where the bounds are -1 and
+1; the sample is clipped and rescaled for the environment, its log-probability is that of the unclipped sample.
 """
 
 from __future__ import annotations
@@ -40,27 +41,39 @@ class PPO:
 
         model_config = ConfigDict(extra="forbid")
 
-        rollout: int = Field(250, ge=1, description="steps per row between updates (MOORE: 2000 per task)")
-        epochs: int = Field(4, ge=1, description="passes over the rollout (MOORE: 8)")
-        minibatches: int = Field(8, ge=1, description="parts of one pass, each with its share of every task")
-        lr: float = Field(1e-3, gt=0, description="Adam (MOORE: 1e-3)")
-        lr_decay_updates: int | None = Field(None, ge=1, description="updates after which a linear decay reaches 0")
-        gamma: float = Field(0.99, ge=0, le=1)
-        lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda")
-        clip: float = Field(0.2, gt=0, description="of the probability ratio")
-        value_clip: float | None = Field(None, gt=0, description="of the change of the normalised value; None: off")
-        entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus")
-        value_weight: float = Field(0.5, gt=0, description="weight of the value loss")
-        max_grad_norm: float | None = Field(0.5, gt=0, description="of actor and critic each")
-        target_kl: float | None = Field(None, gt=0, description="end the epochs when the policy has moved this far")
-        normalize_advantage: bool = Field(True, description="by running moments of each task's advantages")
-        normalize_value: bool = Field(True, description="value targets by running moments of each task's returns")
-        share: bool = Field(False, description="one body for actor and critic")
-        memory: int = Field(0, ge=0, description="width of a GRU behind the trunk; 0: none")
-        chunk: int = Field(25, ge=1, description="steps that gradients flow back through the memory; divides rollout")
-        matmul: Literal["auto"] | Route = Field("auto", description="auto: the fastest one with fp32 accuracy; or bf16")
-        head: tuple[int, ...] = Field((128,), description="hidden layers of the heads")
-        head_activation: str = Field("tanh", pattern="^(tanh|relu)$")
+        rollout: int = Field(default=250, ge=1, description="steps per row between updates (MOORE: 2000 per task)")
+        epochs: int = Field(default=4, ge=1, description="passes over the rollout (MOORE: 8)")
+        minibatches: int = Field(default=8, ge=1, description="parts of one pass, each with its share of every task")
+        lr: float = Field(default=1e-3, gt=0, description="Adam (MOORE: 1e-3)")
+        lr_decay_updates: int | None = Field(
+            default=None, ge=1, description="updates after which a linear decay reaches 0"
+        )
+        gamma: float = Field(default=0.99, ge=0, le=1)
+        lam: float = Field(default=0.95, ge=0, le=1, description="GAE's lambda")
+        clip: float = Field(default=0.2, gt=0, description="of the probability ratio")
+        value_clip: float | None = Field(
+            default=None, gt=0, description="of the change of the normalised value; None: off"
+        )
+        entropy: float = Field(default=0.01, ge=0, description="weight of the entropy bonus")
+        value_weight: float = Field(default=0.5, gt=0, description="weight of the value loss")
+        max_grad_norm: float | None = Field(default=0.5, gt=0, description="of actor and critic each")
+        target_kl: float | None = Field(
+            default=None, gt=0, description="end the epochs when the policy has moved this far"
+        )
+        normalize_advantage: bool = Field(default=True, description="by running moments of each task's advantages")
+        normalize_value: bool = Field(
+            default=True, description="value targets by running moments of each task's returns"
+        )
+        share: bool = Field(default=False, description="one body for actor and critic")
+        memory: int = Field(default=0, ge=0, description="width of a GRU behind the trunk; 0: none")
+        chunk: int = Field(
+            default=25, ge=1, description="steps that gradients flow back through the memory; divides rollout"
+        )
+        matmul: Literal["auto"] | Route = Field(
+            default="auto", description="auto: the fastest one with fp32 accuracy; or bf16"
+        )
+        head: tuple[int, ...] = Field(default=(128,), description="hidden layers of the heads")
+        head_activation: str = Field(default="tanh", pattern="^(tanh|relu)$")
         perception: PerceptionConfig = Field(default_factory=PerceptionConfig)
         trunk: TrunkConfig = Field(default_factory=TrunkConfig)
 

@@ -24,6 +24,9 @@ IDS = 64
 CELLS = 65536
 """Most different cells of a grid of ids that are kept as a table of one-hots."""
 
+JOINED = 256
+"""Width of the latents where groups come with different ones and the config names none."""
+
 
 class PerceptionConfig(BaseModel):
     """How leaves become latents."""
@@ -31,7 +34,7 @@ class PerceptionConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     width: int | None = Field(
-        default=None, ge=1, description="width of the latents; None: as they come, or the widest group's"
+        default=None, ge=1, description="of the latents; None: as they come, or 256 if the groups would disagree"
     )
     vector: tuple[int, ...] = Field(default=(), description="hidden layers on the vector leaf; () leaves it as it is")
     grid: Literal["onehot", "cast"] = Field(
@@ -202,7 +205,7 @@ class Perception(nn.Module):
         super().__init__()
         self.groups = nn.ModuleDict({group.name: _GroupPerception(group, config, state) for group in spec.groups})
         natural = [int(one.natural) for one in self.groups.values()]  # type: ignore[arg-type]
-        self.width = config.width or max(natural)
+        self.width = config.width or (natural[0] if len(set(natural)) == 1 else JOINED)
         for one in self.groups.values():
             if one.natural != self.width:
                 one.join = mlp((int(one.natural), self.width), config.activation)  # type: ignore[arg-type]

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from mtrl.types import Group, Layout, Obs, Spec, TaskInfo
 from mtrl_agents.random import Random
 
+LEGAL: Any = Box(0, 1, (4,), np.bool_)  # pyright: ignore[reportCallIssue, reportArgumentType]
 SPEC = Spec(
     (TaskInfo("a/x", "a", 5), TaskInfo("b/y", "b", 5)),
     (
-        Group("a", {"vector": Box(-1, 1, (2,)), "legal": Box(0, 1, (4,), np.bool_)}, Discrete(4), (0,)),
-        Group("b", {"vector": Box(-1, 1, (3,))}, Box(np.array([-2, 5], np.float32), np.array([-1, 7], np.float32)), (1,)),
+        Group(
+            "a",
+            {"vector": Box(-1, 1, (2,)), "legal": LEGAL},
+            Discrete(4),
+            (0,),
+        ),
+        Group(
+            "b", {"vector": Box(-1, 1, (3,))}, Box(np.array([-2, 5], np.float32), np.array([-1, 7], np.float32)), (1,)
+        ),
     ),
 )
 N = 3000

@@ -73,8 +73,8 @@ def test_padding_tokens_change_nothing(kind: Any) -> None:
 def test_groups_of_different_sizes_get_one_width_and_a_lone_vector_stays_as_it_is() -> None:
     wide, narrow = Box(-1, 1, (9,)), Box(-1, 1, (4,))
     both = Perception(spec(a={"vector": wide}, b={"vector": narrow}), PerceptionConfig())
-    assert both({"vector": torch.randn(3, 9)}, "a").shape == (3, 9)
-    assert both({"vector": torch.randn(2, 4)}, "b").shape == (2, 9)
+    assert both({"vector": torch.randn(3, 9)}, "a").shape == (3, 256)
+    assert both({"vector": torch.randn(2, 4)}, "b").shape == (2, 256)
     x = torch.randn(3, 9)
     torch.testing.assert_close(Perception(spec(a={"vector": wide}), PerceptionConfig())({"vector": x}, "a"), x)
 
