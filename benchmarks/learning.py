@@ -18,10 +18,14 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mtrl.log import read
 from mtrl.runs import CONFIG, METRICS, SUMMARY, write_text
+
+ACTIONS = {"eval": "greedy", "eval_sampled": "sampled"}
 
 
 def iqm(scores: np.ndarray) -> float:
@@ -56,53 +60,57 @@ def run_seed(config: Path, seed: int, folder: Path, overrides: list[str]) -> Pat
     return out
 
 
-def rows_of(out: Path, seed: int) -> list[dict[str, float | str | int]]:
-    """Evaluation rows {seed, step, task, return, score, success} of a run, in order."""
-    rows: list[dict[str, float | str | int]] = []
-    for line in (out / METRICS).read_text().splitlines():
-        record = json.loads(line)
-        found: dict[str, dict[str, float]] = {}
+def rows_of(out: Path, seed: int) -> list[dict[str, Any]]:
+    """Evaluation rows {seed, step, actions, task, return, score, success, ...} of a run, in order."""
+    rows: list[dict[str, Any]] = []
+    for record in read(out / METRICS):
+        found: dict[tuple[str, str], dict[str, float]] = {}
         for key, value in record.items():
-            if key.startswith("eval/") and key.count("/") == 3:
-                _, suite, task, name = key.split("/")
-                found.setdefault(f"{suite}/{task}", {})[name] = value
-        rows += [{"seed": seed, "step": record["step"], "task": task, **values} for task, values in found.items()]
+            root, _, rest = key.partition("/")
+            if root in ACTIONS and rest.count("/") == 2:
+                task, _, name = rest.rpartition("/")
+                found.setdefault((ACTIONS[root], task), {})[name] = value
+        step = record["step"]
+        rows += [
+            {"seed": seed, "step": step, "actions": actions, "task": task, **values}
+            for (actions, task), values in found.items()
+        ]
     return rows
 
 
-def report(rows: list[dict], seeds: int, command: str) -> str:
-    """Markdown: IQM of the normalised score (and success) at every evaluation, then the final per-task table."""
-    steps = sorted({row["step"] for row in rows})
+def report(rows: list[dict[str, Any]], seeds: int, command: str) -> str:
+    """Markdown: IQM of the normalised score at every evaluation, then the final per-task table."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
+    lines = [f"Command: `{command}`"]
+    for actions in dict.fromkeys(row["actions"] for row in rows):
+        mine = [row for row in rows if row["actions"] == actions]
+        steps = sorted({row["step"] for row in mine})
 
-    def matrix(step: int, name: str) -> np.ndarray | None:
-        cells = {(r["seed"], r["task"]): r.get(name) for r in rows if r["step"] == step}
-        values = [[cells.get((seed, task)) for task in tasks] for seed in sorted({r["seed"] for r in rows})]
-        return None if any(v is None for line in values for v in line) else np.array(values, float)
+        def matrix(name: str, step: int, mine: list[dict[str, Any]] = mine) -> np.ndarray:
+            cells = {(row["seed"], row["task"]): row[name] for row in mine if row["step"] == step}
+            return np.array([[cells[seed, task] for task in tasks] for seed in range(seeds)])
 
-    lines = [f"Command: `{command}`", "", "| steps per task | IQM of normalised score (95 % interval) | mean success |"]
-    lines.append("|---|---|---|")
-    for step in steps:
-        scores, success = matrix(step, "score"), matrix(step, "success")
-        if scores is None:
-            continue
-        low, high = interval(scores, iqm)
-        mean = "-" if success is None else f"{success.mean():.3f}"
-        lines.append(f"| {step // len(tasks):,} | {iqm(scores):.3f} ({low:.3f}-{high:.3f}) | {mean} |")
-    lines += [
-        "",
-        f"At the end, {seeds} seeds:",
-        "",
-        "| task | score, mean over seeds | success, mean | success, worst seed |",
-    ]
-    lines.append("|---|---|---|---|")
-    scores, success = matrix(steps[-1], "score"), matrix(steps[-1], "success")
-    assert scores is not None
-    for k, task in enumerate(tasks):
-        rest = "- | -" if success is None else f"{success[:, k].mean():.3f} | {success[:, k].min():.3f}"
-        lines.append(f"| {task} | {scores[:, k].mean():.3f} | {rest} |")
+        lines += ["", f"Evaluated with {actions} actions, {seeds} seeds:", ""]
+        lines += [
+            "| steps per task | IQM of the score (95 % interval) | mean score | mean success |",
+            "|---|---|---|---|",
+        ]
+        for step in steps:
+            scores, success = matrix("score", step), matrix("success", step)
+            low, high = interval(scores, iqm)
+            shown = f"{iqm(scores):.3f} ({low:.3f}-{high:.3f}) | {scores.mean():.3f} | {success.mean():.3f}"
+            lines.append(f"| {round(step / len(tasks), -3):,.0f} | {shown} |")
+        scores, success = matrix("score", steps[-1]), matrix("success", steps[-1])
+        lines += [
+            "",
+            "| task, at the end | mean score | worst seed | mean success | worst seed |",
+            "|---|---|---|---|---|",
+        ]
+        for k, task in enumerate(tasks):
+            cells = [scores[:, k].mean(), scores[:, k].min(), success[:, k].mean(), success[:, k].min()]
+            lines.append(f"| {task} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
     if seeds < 5:
-        lines += ["", f"With {seeds} seeds a bootstrap interval is too narrow; read it as a lower bound of the spread."]
+        lines += ["", f"With {seeds} seeds a bootstrap interval is too narrow: read it as a lower bound of the spread."]
     return "\n".join(lines) + "\n"
 
 
