@@ -45,29 +45,23 @@ class PPO:
         epochs: int = Field(default=4, ge=1, description="passes over the rollout (MOORE: 8)")
         minibatches: int = Field(default=8, ge=1, description="parts of one pass, each with its share of every task")
         lr: float = Field(default=1e-3, gt=0, description="Adam (MOORE: 1e-3)")
-        lr_decay_updates: int | None = Field(
-            default=None, ge=1, description="updates after which a linear decay reaches 0"
-        )
+        lr_decay_updates: int | None = Field(default=None, ge=1, description="where a linear decay of lr reaches 0")
         gamma: float = Field(default=0.99, ge=0, le=1)
         lam: float = Field(default=0.95, ge=0, le=1, description="GAE's lambda")
         clip: float = Field(default=0.2, gt=0, description="of the probability ratio")
-        value_clip: float | None = Field(
-            default=None, gt=0, description="of the change of the normalised value; None: off"
-        )
+        value_clip: float | None = Field(default=None, gt=0, description="of the normalised value's change; None: off")
         entropy: float = Field(default=0.01, ge=0, description="weight of the entropy bonus")
         value_weight: float = Field(default=0.5, gt=0, description="weight of the value loss")
         max_grad_norm: float | None = Field(default=0.5, gt=0, description="of actor and critic each")
-        target_kl: float | None = Field(
-            default=None, gt=0, description="end the epochs when the policy has moved this far"
-        )
+        target_kl: float | None = Field(default=None, gt=0, description="end the epochs beyond this mean divergence")
         normalize_advantage: bool = Field(default=True, description="by running moments of each task's advantages")
-        normalize_value: bool = Field(
-            default=True, description="value targets by running moments of each task's returns"
-        )
+        normalize_value: bool = Field(default=True, description="by running moments of each task's returns")
         share: bool = Field(default=False, description="one body for actor and critic")
         memory: int = Field(default=0, ge=0, description="width of a GRU behind the trunk; 0: none")
-        chunk: int = Field(
-            default=25, ge=1, description="steps that gradients flow back through the memory; divides rollout"
+        chunk: int | None = Field(
+            default=None,
+            ge=1,
+            description="steps of a gradient through the memory; None: rollout's largest divisor <= 32",
         )
         matmul: Literal["auto"] | Route = Field(
             default="auto", description="auto: the fastest one with fp32 accuracy; or bf16"
@@ -81,7 +75,10 @@ class PPO:
         self.spec, self.config, self.seed = spec, config, seed
         self.device = torch.device(device)
         self.recurrent = config.memory > 0
-        _check(spec, config)
+        self.chunk = _chunk(config)
+        hidden = [group.name for group in spec.groups if "state" in group.leaves]
+        if config.share and hidden:
+            raise ValueError(f"group {hidden[0]!r} has a global state, which only a critic may see: set share=false")
         self.route: Route = probe(device).route if config.matmul == "auto" else config.matmul
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -178,7 +175,6 @@ class PPO:
     def load_policy(self, state: Mapping[str, Any]) -> None:
         self.policy.load_state_dict(state)
 
-    # ------------------------------------------------------------------------------------------------ learning
     def _prepare(self) -> tuple[Items, dict[str, float]]:
         """Values and advantages of the whole rollout, in one pass of the critic, then cut into items to draw from."""
         roll, config = self.rollout, self.config
@@ -213,8 +209,7 @@ class PPO:
         memory = {} if critic_state is None else {"critic": critic_state}
         if config.memory:
             memory["actor"] = torch.as_tensor(roll.extras["memory"], device=self.device)
-        steps = config.chunk if config.memory else 1
-        items = Items(roll, steps=steps, columns=columns, action=action, memory=memory, device=self.device)
+        items = Items(roll, steps=self.chunk, columns=columns, action=action, memory=memory, device=self.device)
         return items, metrics
 
     def _normalized(self, values: Array) -> Array:
@@ -330,7 +325,7 @@ class PPO:
             own = self.rollout.valid & (self.rollout.task == index)
             variance = returns[own].var() if own.any() else 0.0
             if variance > 0:
-                found[f"losses/explained_variance/{task.name}"] = 1 - (returns - value)[own].var() / variance
+                found[f"losses/explained_variance/{task.name}"] = float(1 - (returns - value)[own].var() / variance)
         return {**found, "losses/explained_variance": float(np.mean(list(found.values())))} if found else {}
 
     def _guard(self, name: str, array: Array, task: Array, valid: Array) -> None:
@@ -389,11 +384,11 @@ class PPOActor:
         self.memory = None if memory is None else memory.to(self.agent.device)
 
 
-def _check(spec: Spec, config: PPO.Config) -> None:
-    if config.memory and config.rollout % config.chunk:
-        raise ValueError(f"chunk={config.chunk} must divide rollout={config.rollout}")
-    for group in spec.groups:
-        if config.share and "state" in group.leaves:
-            raise ValueError(
-                f"group {group.name!r} has a global state for the critic, which the actor must not see: set share=false"
-            )
+def _chunk(config: PPO.Config) -> int:
+    """Consecutive steps of a row that are learned from together."""
+    if not config.memory:
+        return 1
+    chunk = config.chunk or max(d for d in range(1, 33) if config.rollout % d == 0)
+    if config.rollout % chunk:
+        raise ValueError(f"chunk={chunk} must divide rollout={config.rollout}")
+    return chunk

@@ -39,10 +39,10 @@ class Body(nn.Module):
     def forward(self, rows: Rows, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Rows and the memory [n, H] before them -> features [t, n, out] and the memory after them."""
         t, n = rows.task.shape
-        latents = [
-            self.perception({leaf: x.flatten(0, 1) for leaf, x in leaves.items()}, group).unflatten(0, (t, -1))
-            for group, leaves in rows.leaves.items()
-        ]
+        latents = []
+        for group, leaves in rows.leaves.items():
+            flat = self.perception({leaf: x.flatten(0, 1) for leaf, x in leaves.items()}, group)
+            latents.append(flat.view(t, len(flat) // t, self.perception.width))
         joined = latents[0] if len(latents) == 1 else torch.cat(latents, 1)
         features = self.trunk(joined.flatten(0, 1), rows.task.flatten()).unflatten(0, (t, n))
         if self.memory is None or state is None:

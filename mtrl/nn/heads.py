@@ -61,7 +61,7 @@ class TaskLinear(nn.Module):
         """As ``forward`` for rows that are sorted by task, ``counts[t]`` of task t."""
         if len(set(counts)) == 1:  # equal shares: one batched product
             batch = x.view(self.num_tasks, counts[0], x.shape[1])
-            return torch.baddbmm(self.bias[:, None], batch, self.weight).view(len(x), -1)
+            return torch.baddbmm(self.bias[:, None], batch, self.weight).flatten(0, 1)
         # unbind: its backward is one stack, where indexing weight[t] would write a full-size gradient per task.
         parts = zip(x.split(counts), self.weight.unbind(0), self.bias.unbind(0), strict=True)
         return torch.cat([torch.addmm(bias, part, weight) for part, weight, bias in parts])

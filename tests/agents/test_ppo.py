@@ -154,6 +154,34 @@ def test_the_first_minibatch_meets_the_very_policy_that_acted() -> None:
     assert run.metrics["losses/clip_fraction"] == 0.0
 
 
+def test_a_minibatch_may_hold_no_row_of_a_group() -> None:
+    run = Run("mtrl.testing:Probes/mix", copies=1, rollout=8, minibatches=4, memory=8, chunk=4, **NET).train(2)
+    assert np.isfinite(list(run.metrics.values())).all()
+
+
+def test_the_learning_rate_decays_to_zero() -> None:
+    run = Run("mtrl.testing:Probes/both", lr_decay_updates=2).train(1)
+    assert run.metrics["charts/learning_rate"] == 3e-3
+    run.train(2)
+    assert run.metrics["charts/learning_rate"] == 1.5e-3
+    kept = [parameter.clone() for parameter in run.agent.policy.parameters()]
+    run.train(3)
+    assert all(torch.equal(a, b) for a, b in zip(kept, run.agent.policy.parameters(), strict=True))
+
+
+def test_the_epochs_end_when_the_policy_has_moved_far_enough() -> None:
+    suite = "mtrl.testing:Probes/both"
+    assert Run(suite, target_kl=1e-9).train(1).metrics["losses/epochs"] == 1
+    assert Run(suite, target_kl=1e9).train(1).metrics["losses/epochs"] == SMALL["epochs"]
+
+
+def test_value_clipping_holds_back_only_large_changes() -> None:
+    suite = "mtrl.testing:Probes/both"
+    off, wide, narrow = (dict(Run(suite, value_clip=clip).train(2).metrics) for clip in (None, 1e9, 1e-3))
+    assert wide == pytest.approx(off, rel=1e-4, abs=1e-5)
+    assert narrow["losses/value"] > off["losses/value"]
+
+
 def test_a_task_that_is_not_played_keeps_its_heads() -> None:
     spec = make_spec(registry.tasks("mtrl.testing:Probes/action+mtrl.testing:Probes/both"))
     agent = PPO(spec, PPO.Config(**SMALL), seed=0)

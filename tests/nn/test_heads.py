@@ -16,6 +16,7 @@ TASKS = {
     "sorted, equal": [0, 0, 1, 1, 2, 2],
     "sorted, ragged": [0, 2, 2, 2, 2, 2],
     "mixed": [2, 0, 1, 2, 2, 0],
+    "none": [],
 }
 
 
@@ -23,7 +24,10 @@ TASKS = {
 def test_task_layers_equal_a_loop_over_rows_in_value_and_gradient(task: list[int]) -> None:
     torch.manual_seed(0)
     layer, mlp = TaskLinear(3, 5, 4).double(), TaskMLP(3, (5, 6, 4)).double()
-    x, ids = torch.randn(6, 5, dtype=torch.float64), torch.tensor(task)
+    x, ids = torch.randn(len(task), 5, dtype=torch.float64), torch.tensor(task, dtype=torch.int64)
+    if not task:  # a minibatch may hold no row of a group
+        assert layer(x, ids).shape == mlp(x, ids).shape == (0, 4)
+        return
     naive = torch.stack([row @ layer.weight[t] + layer.bias[t] for row, t in zip(x, ids, strict=True)])
     torch.testing.assert_close(layer(x, ids), naive)
     one, two = mlp.layers
