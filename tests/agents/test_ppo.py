@@ -88,7 +88,7 @@ def check_values(run: Run) -> None:
         assert value == pytest.approx(expected, abs=0.05 + 0.05 * abs(expected)), name
 
 
-@pytest.mark.parametrize(("group", "updates"), [("discrete", 40), ("continuous", 40), ("mix", 40), ("team", 30)])
+@pytest.mark.parametrize(("group", "updates"), [("discrete", 30), ("continuous", 30), ("mix", 30), ("team", 20)])
 def test_probes_reach_their_known_values(group: str, updates: int) -> None:
     if group == "team":
         pytest.importorskip("pettingzoo")
@@ -108,7 +108,7 @@ def test_the_continuous_optimum_is_found() -> None:
 
 @pytest.mark.parametrize("share", [False, True])
 def test_memory_solves_what_nothing_else_can(share: bool) -> None:
-    run = Run("mtrl.testing:Probes/memory", memory=16, chunk=16, share=share, entropy=0.001).train(40)
+    run = Run("mtrl.testing:Probes/memory", memory=16, chunk=16, share=share, entropy=0.001).train(30)
     assert run.agent.recurrent
     assert run.greedy()["memory"] == 1.0
     assert run.values()["memory"] == pytest.approx(VALUES["memory"](GAMMA), abs=0.1)
