@@ -33,7 +33,7 @@ console = Console()
 
 def main() -> None:
     """Entry point of the ``mtrl`` command."""
-    # "module:Attr" may name a module in the current folder, which ``python -m`` finds and an installed command does not.
+    # "module:Attr" may name a module in the current folder: ``python -m`` finds it, an installed command does not.
     sys.path.insert(0, os.getcwd())
     app()
 

@@ -34,24 +34,28 @@ class Strict(BaseModel):
 class EvalConfig(Strict):
     """When and how the agent is evaluated during training, on environments of its own."""
 
-    every: PositiveInt | None = Field(None, description="environment steps between evaluations; null: only at the end")
-    episodes: PositiveInt = Field(20, description="seeded episodes per task")
-    seed: int = Field(1_000_003, description="decides the evaluation episodes; the same for every agent and run")
-    stochastic: bool = Field(False, description="also evaluate sampled actions, beside the greedy ones")
+    every: PositiveInt | None = Field(
+        default=None, description="environment steps between evaluations; null: only at the end"
+    )
+    episodes: PositiveInt = Field(default=20, description="seeded episodes per task")
+    seed: int = Field(
+        default=1_000_003, description="decides the evaluation episodes; the same for every agent and run"
+    )
+    stochastic: bool = Field(default=False, description="also evaluate sampled actions, beside the greedy ones")
 
 
 class CheckpointConfig(Strict):
     """When the run is saved. An interrupt (SIGINT, SIGTERM) saves as well."""
 
-    every: PositiveInt = Field(100_000, description="environment steps between checkpoints")
-    keep: PositiveInt = Field(2, description="newest checkpoints kept")
+    every: PositiveInt = Field(default=100_000, description="environment steps between checkpoints")
+    keep: PositiveInt = Field(default=2, description="newest checkpoints kept")
 
 
 class LogConfig(Strict):
     """What is recorded. ``metrics.jsonl`` is always written: it is the truth that the others mirror."""
 
-    every: PositiveInt = Field(5_000, description="environment steps between records")
-    window: PositiveInt = Field(50, description="latest training episodes per task that the charts average")
+    every: PositiveInt = Field(default=5_000, description="environment steps between records")
+    window: PositiveInt = Field(default=50, description="latest training episodes per task that the charts average")
     terminal: bool = True
     wandb: Literal["auto", "online", "offline", "off"] = Field(
         "auto", description="auto: online if logged in, offline otherwise"
@@ -71,15 +75,21 @@ class RunConfig(Strict):
 
     suite: str = Field(description="'suite/group' parts joined by '+', as in 'minigrid/mt3'")
     agent: dict[str, Any] = Field(default=DEFAULT_AGENT, validate_default=True)  # type: ignore[assignment]
-    steps: PositiveInt = Field(600_000, description="environment steps over all tasks; a team's step counts once")
-    seed: int = Field(0, ge=0)
-    copies: PositiveInt | tuple[PositiveInt, ...] = Field(1, description="environments per task, or one number a task")
-    workers: int | Literal["auto"] = Field("auto", description="processes that step environments; 0: in this process")
-    threads: int = Field(0, ge=0, description="torch threads; 0: as many as cores")
+    steps: PositiveInt = Field(
+        default=600_000, description="environment steps over all tasks; a team's step counts once"
+    )
+    seed: int = Field(default=0, ge=0)
+    copies: PositiveInt | tuple[PositiveInt, ...] = Field(
+        default=1, description="environments per task, or one number a task"
+    )
+    workers: int | Literal["auto"] = Field(
+        default="auto", description="processes that step environments; 0: in this process"
+    )
+    threads: int = Field(default=0, ge=0, description="torch threads; 0: as many as cores")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    eval: EvalConfig = EvalConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    log: LogConfig = Field(default_factory=lambda: LogConfig())
 
     @field_validator("agent", mode="before")
     @classmethod

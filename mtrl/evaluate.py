@@ -159,13 +159,13 @@ def evaluate(
     return Evaluation(tuple(results), seed, explore)
 
 
-def chosen_frames(evaluation: Evaluation, pick: Callable[[np.ndarray], Any] = np.argmax) -> list[list[np.ndarray]]:
-    """Frames [h, w, 3] uint8 of one episode per task: the one whose return ``pick`` takes (the best by default).
+def chosen_frames(evaluation: Evaluation, pick: Callable[[np.ndarray], Any] = np.argmax) -> list[np.ndarray]:
+    """Frames [t, h, w, 3] uint8 of one episode per task: the one whose return ``pick`` takes (the best by default).
 
     The episodes are played again from their journals, so that evaluation itself never renders.
     """
     return [
-        replay(result.task, result.episodes[int(pick(result.returns))].journal, render=True).frames
+        np.stack(replay(result.task, result.episodes[int(pick(result.returns))].journal, render=True).frames)
         for result in evaluation.results
     ]
 

@@ -275,5 +275,5 @@ def _flat(values: np.ndarray) -> np.ndarray:
 def _box(low: np.ndarray, high: np.ndarray, leaf: str) -> Box:
     dtype = np.dtype(np.bool_ if leaf == "alive" else _DTYPES[leaf])
     if dtype == np.bool_:
-        return Box(0, 1, np.shape(low), dtype=np.bool_)
-    return Box(np.asarray(low, dtype), np.asarray(high, dtype), dtype=dtype.type)
+        return Box(0, 1, np.shape(low), dtype=np.bool_)  # type: ignore[call-overload]
+    return Box(np.asarray(low, dtype), np.asarray(high, dtype), dtype=dtype.type)  # type: ignore[call-overload]

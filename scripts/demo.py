@@ -16,7 +16,7 @@ import mtrl
 from mtrl import runs
 from mtrl.config import load_config
 from mtrl.evaluate import Evaluation, chosen_frames
-from mtrl.video import tile, write_gif
+from mtrl.video import tile, write_video
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
@@ -61,7 +61,7 @@ def main() -> None:
     untrained = mtrl.evaluate(chance, tasks, **settings)
     compare(console, summary.evaluation, untrained)
     frames = tile(chosen_frames(summary.evaluation), [task.name for task in tasks])
-    gif = write_gif(out / runs.VIDEOS / "best.gif", frames, fps=10)
+    gif = write_video(out / runs.VIDEOS / "best.gif", frames, fps=10)
     console.print(f"{summary.steps:,} environment steps in {summary.seconds / 60:.1f} minutes")
     console.print(f"watch it:          {gif}\nrecords:           {out / runs.METRICS}")
     console.print(f"evaluate it again: {Path('.venv/bin/mtrl')} evaluate {out} --episodes 100")

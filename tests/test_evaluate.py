@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from mtrl import registry
-from mtrl.evaluate import evaluate, evaluation_seeds
+from mtrl.evaluate import Evaluation, evaluate, evaluation_seeds
 from mtrl.spaces import make_spec
 from mtrl.types import Task
 from mtrl_agents.random import Random
 
 
-def play(suite: str, **settings: int) -> tuple[tuple[Task, ...], object]:
+def play(suite: str, **settings: Any) -> tuple[tuple[Task, ...], Evaluation]:
     tasks = registry.tasks(suite)
     spec = make_spec(tasks)
     agent = Random(spec, Random.Config(), seed=0, device="cpu")
@@ -23,7 +25,7 @@ def play(suite: str, **settings: int) -> tuple[tuple[Task, ...], object]:
 @pytest.mark.parametrize("episodes", [1, 7, 50])
 def test_every_task_plays_exactly_its_seeds(episodes: int, workers: int) -> None:
     tasks, found = play("mtrl.testing:Probes/mix", episodes=episodes, seed=5, workers=workers)
-    for task, result in zip(tasks, found.results, strict=True):  # type: ignore[attr-defined]
+    for task, result in zip(tasks, found.results, strict=True):
         assert [episode.seed for episode in result.episodes] == evaluation_seeds(5, task.name, episodes)
 
 
@@ -37,14 +39,14 @@ def test_seeds_depend_on_task_and_seed_only() -> None:
 
 def test_known_returns_scores_and_success() -> None:
     _, found = play("mtrl.testing:Probes/discrete", episodes=40, seed=0)
-    by_name = {result.task.name: result for result in found.results}  # type: ignore[attr-defined]
+    by_name = {result.task.name: result for result in found.results}
     constant, action = by_name["probe/constant"], by_name["probe/action"]
     assert (constant.returns == 1.0).all()
     assert constant.score == 1.0
     assert constant.success is None
     assert set(np.unique(action.returns)) == {-1.0, 1.0}  # a random agent takes both actions in 40 episodes
     assert action.success == np.mean(action.returns == 1.0)
-    metrics = found.metrics()  # type: ignore[attr-defined]
+    metrics = found.metrics()
     assert metrics["eval/probe/action/success"] == action.success
     assert metrics["eval/mean_score"] == pytest.approx(np.mean([r.score for r in by_name.values()]))
     assert by_name["probe/endless"].episodes[0].length == 10

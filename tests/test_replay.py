@@ -11,7 +11,7 @@ from mtrl.types import Decision, Group, Obs, Spec, Step, TaskInfo
 
 LINE = Box(-1.0, 1.0, (2,), np.float32)
 PICTURE = Box(0, 255, (1, 3, 3), np.uint8)
-FLAG = Box(0, 1, (), np.bool_)
+FLAG = Box(0, 1, (), np.bool_)  # type: ignore[call-overload]
 
 
 def make_spec(alive: bool = False) -> Spec:
@@ -66,6 +66,7 @@ def test_ring_keeps_the_newest_as_a_plain_list_would() -> None:
     capacity = 7
     replay = Replay(make_spec(), capacity, seed=0)
     plain: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    kept: dict[int, list[float]] = {}
     rng = np.random.default_rng(1)
     for stamp in range(30):
         step = make_step(stamp, tasks_a=tuple(rng.choice((0, 2), 3).tolist()))
