@@ -58,7 +58,7 @@ class LogConfig(Strict):
     window: PositiveInt = Field(default=50, description="latest training episodes per task that the charts average")
     terminal: bool = True
     wandb: Literal["auto", "online", "offline", "off"] = Field(
-        "auto", description="auto: online if logged in, offline otherwise"
+        default="auto", description="auto: online if logged in, offline otherwise"
     )
     project: str = "mtrl"
     tensorboard: bool = False
@@ -89,7 +89,7 @@ class RunConfig(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    log: LogConfig = Field(default_factory=lambda: LogConfig())
+    log: LogConfig = Field(default_factory=LogConfig)
 
     @field_validator("agent", mode="before")
     @classmethod
