@@ -13,7 +13,8 @@ import pytest
 from mtrl import registry
 from mtrl.testing import check_agent, check_suite
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 def blocks(name: str) -> list[str]:
@@ -56,3 +57,12 @@ def test_the_guides_suite_keeps_the_contract() -> None:
     module("my_suite", next(code for code in blocks("add-a-suite.md") if "# my_suite.py" in code))
     report = check_suite(registry.suite("my_suite:Corridors"), "all", full=True)
     assert report.findings == (), report
+
+
+def test_the_readmes_suite_keeps_the_contract() -> None:
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    module("my_suite", next(block for block in code if "# my_suite.py" in block))
+    report = check_suite(registry.suite("my_suite:Classic"), "all")
+    assert report.ok, report
+    with pytest.raises(registry.UnknownNameError, match="did you mean 'cartpole'"):
+        registry.tasks("my_suite:Classic/cartpol")
