@@ -88,6 +88,8 @@ def train(
             config = load_config(path, overrides, suite=suite, agent=agent, steps=steps, seed=seed)
             name = f"{config.agent['kind']}-{config.suite}-{config.seed}"
             folder = out or Path("runs") / name.replace("/", "_").replace("+", "_").replace(":", "_")
+        if config.eval.video:
+            _choose_gl()
         summary = run(config, folder, resume=resume is not None)
     if summary.evaluation is not None:
         console.print(_results(summary.evaluation))

@@ -42,6 +42,7 @@ class EvalConfig(Strict):
         default=1_000_003, description="decides the evaluation episodes; the same for every agent and run"
     )
     stochastic: bool = Field(default=False, description="also evaluate sampled actions, beside the greedy ones")
+    video: bool = Field(default=False, description="at the end, film the best and the worst episode of each task")
 
 
 class CheckpointConfig(Strict):

@@ -21,7 +21,7 @@ import torch
 
 from mtrl import checkpoint, registry, runs
 from mtrl.config import RunConfig, dump_config
-from mtrl.evaluate import Evaluation, evaluate
+from mtrl.evaluate import Evaluation, evaluate, record
 from mtrl.log import Logger
 from mtrl.monitor import Monitor
 from mtrl.spaces import make_spec
@@ -123,6 +123,8 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             summary = {"steps": step, "versions": checkpoint.versions(), "evaluation": evaluation.as_dict()}
             runs.write_summary(out, {**summary, "seconds": time.monotonic() - started})
             logger.summary(evaluation.metrics())
+            for path in record(evaluation, out / runs.VIDEOS, step=step) if config.eval.video else ():
+                logger.video(path, path.stem, step)
         received = interrupted[0] if interrupted and evaluation is None else None
         logger.close("finished" if received is None else "interrupted")
     return Summary(out, step, evaluation, received, time.monotonic() - started)

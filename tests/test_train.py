@@ -187,6 +187,13 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_place(tmp_path: Path) -> 
     assert all(bool(torch.isfinite(value).all()) for value in policy)
 
 
+def test_a_run_can_end_with_videos(tmp_path: Path) -> None:
+    settings = config({"kind": "random"}, "minigrid/Empty-5x5", steps=20, eval={"episodes": 2, "video": True})
+    train(settings, tmp_path / "x")
+    videos = sorted(path.name for path in (tmp_path / "x" / runs.VIDEOS).iterdir())
+    assert [name.partition("-")[0] for name in videos] == ["best", "worst"]
+
+
 def test_export_and_load_act_alike(tmp_path: Path) -> None:
     settings = config(PPO, "mtrl.testing:Probes/discrete", steps=200)
     train(settings, tmp_path / "x")
