@@ -21,7 +21,7 @@ from mtrl.config import RunConfig, parse_config
 from mtrl.train import train
 
 PPO = {"kind": "ppo", "rollout": 16, "epochs": 2}
-SAC = {"kind": "sac", "widths": [32, 32], "warmup": 40, "per_task": 8}
+SAC = {"kind": "sac", "trunk": {"kind": "multi_head", "widths": [32, 32]}, "warmup": 40, "batch_size": 8, "log_every": 7}
 
 
 def config(agent: Mapping[str, Any], suite: str, **changes: Any) -> RunConfig:
@@ -112,6 +112,21 @@ def test_resume_is_exact_on_both_backends(agent: Mapping[str, Any], suite: str, 
         rewind(tmp_path / "whole", out, step)
         train(settings.model_copy(update={"workers": workers}), out, resume=True)
         assert_same_run(tmp_path / "whole", out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("agent", "suite"),
+    [(PPO, "minigrid/mt3+metaworld/reach"), (SAC, "metaworld/mt3")],
+    ids=["ppo", "sac"],
+)
+def test_resume_is_exact_on_real_tasks(agent: Mapping[str, Any], suite: str, tmp_path: Path) -> None:
+    """Interrupted in the middle of episodes: their journals are replayed, in process and in workers."""
+    settings = config(agent, suite, steps=4000, checkpoint={"every": 900, "keep": 9}, eval={"episodes": 2})
+    train(settings, tmp_path / "whole")
+    rewind(tmp_path / "whole", tmp_path / "resumed", 1900)
+    train(settings.model_copy(update={"workers": 2}), tmp_path / "resumed", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
 
 
 def command(settings: RunConfig, out: Path) -> list[str]:
