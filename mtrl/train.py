@@ -56,12 +56,12 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
         FloatingPointError: a loss or parameter is not finite; names tensor, task and step. The last good
             checkpoint stays.
     """
-    if not resume:
-        runs.start(out, config)
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     tasks = registry.tasks(config.suite)
     spec = make_spec(tasks)
     agent = runs.make_agent(config, spec)
+    if not resume:
+        runs.start(out, config)  # only now: a mistake in the config leaves no folder behind
     saved = checkpoint.load(out / runs.CHECKPOINTS) if resume and _checkpoints(out) else None
     if saved is not None and saved.step >= config.steps and (out / runs.SUMMARY).exists():
         raise runs.RunError(f"{out} is complete at step {saved.step}; to go on, ask for more with --steps")
