@@ -144,7 +144,7 @@ def command(settings: RunConfig, out: Path) -> list[str]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_process_resumes_exactly(number: signal.Signals, tmp_path: Path) -> None:
     settings = config(PPO, "mtrl.testing:Probes/mix", steps=60_000, eval={"episodes": 2}, workers=1)
-    settings = settings.model_copy(update={"checkpoint": settings.checkpoint.model_copy(update={"every": 2000})})
+    settings = settings.model_copy(update={"checkpoint": settings.checkpoint.model_copy(update={"every": 500})})
     out = tmp_path / "broken"
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command(settings, out), stdout=log, stderr=log)
@@ -158,13 +158,13 @@ def test_an_interrupted_process_resumes_exactly(number: signal.Signals, tmp_path
     if number != signal.SIGKILL:
         assert status == 128 + number, text
         assert "go on with: mtrl train --resume" in text.replace("\n", " ")
-    head = [sys.executable, "-m", "mtrl.cli", "train", "--resume", str(out), "--steps", "12000"]
+    head = [sys.executable, "-m", "mtrl.cli", "train", "--resume", str(out), "--steps", "4000"]
     subprocess.run(head, check=True, capture_output=True)
-    train(settings.model_copy(update={"steps": 12_000}), tmp_path / "whole")
+    train(settings.model_copy(update={"steps": 4000}), tmp_path / "whole")
     if checkpoint.load(out / runs.CHECKPOINTS).step == checkpoint.load(tmp_path / "whole" / runs.CHECKPOINTS).step:
         assert_same_run(tmp_path / "whole", out)
-    else:  # the signal came later than 12,000 steps: then nothing was left to do
-        assert checkpoint.load(out / runs.CHECKPOINTS).step > 12_000
+    else:  # the signal came later than 4,000 steps: then nothing was left to do
+        assert checkpoint.load(out / runs.CHECKPOINTS).step > 4000
 
 
 def test_a_run_folder_is_not_overwritten(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_resuming_a_complete_run_and_one_without_checkpoints(tmp_path: Path) -> 
 
 
 def test_a_non_finite_loss_stops_the_run_and_names_the_place(tmp_path: Path) -> None:
-    settings = config({**PPO, "lr": 1e30}, "mtrl.testing:Probes/continuous", steps=4000)
+    settings = config({**PPO, "lr": 1e30}, "mtrl.testing:Probes/continuous", steps=4000, checkpoint={"every": 100})
     with pytest.raises(FloatingPointError, match=r"at environment step \d+; last good checkpoint: .*step-"):
         train(settings, tmp_path / "x")
     saved = checkpoint.load(tmp_path / "x" / runs.CHECKPOINTS)
