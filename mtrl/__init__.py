@@ -1,6 +1,7 @@
 """mtrl: multi-task reinforcement learning. Any mix of tasks as one vectorized environment, agents, evaluation.
 
-Public names load on first use, so that ``import mtrl`` costs nothing and worker processes stay small.
+Public names load on first use, so that ``import mtrl`` costs nothing and worker processes stay small. Training and
+evaluation live in modules of their own: ``from mtrl.train import train``, ``from mtrl.evaluate import evaluate``.
 """
 
 from importlib import import_module
@@ -8,11 +9,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtrl.evaluate import evaluate
     from mtrl.registry import tasks
     from mtrl.runs import Policy, export, load
     from mtrl.spaces import make_spec
-    from mtrl.train import train
     from mtrl.types import Suite, Task
     from mtrl.vector import MultiTaskVectorEnv
 
@@ -23,12 +22,10 @@ _HOMES = {
     "Policy": "mtrl.runs",
     "Suite": "mtrl.types",
     "Task": "mtrl.types",
-    "evaluate": "mtrl.evaluate",
     "export": "mtrl.runs",
     "load": "mtrl.runs",
     "make_spec": "mtrl.spaces",
     "tasks": "mtrl.registry",
-    "train": "mtrl.train",
 }
 
 __all__ = [
@@ -36,12 +33,10 @@ __all__ = [
     "Policy",
     "Suite",
     "Task",
-    "evaluate",
     "export",
     "load",
     "make_spec",
     "tasks",
-    "train",
 ]
 
 

@@ -15,7 +15,8 @@ from rich.table import Table
 import mtrl
 from mtrl import runs
 from mtrl.config import load_config
-from mtrl.evaluate import Evaluation, chosen_frames
+from mtrl.evaluate import Evaluation, chosen_frames, evaluate
+from mtrl.train import train
 from mtrl.video import tile, write_video
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
@@ -51,14 +52,14 @@ def main() -> None:
     console = Console()
     config = load_config(CONFIG, args.overrides)
     out = free(args.out)
-    summary = mtrl.train(config, out)
+    summary = train(config, out)
     if summary.evaluation is None:
         raise SystemExit(f"interrupted; go on with: mtrl train --resume {out}")
     tasks = mtrl.tasks(config.suite)
     spec = mtrl.make_spec(tasks)
     settings = {"spec": spec, "episodes": config.eval.episodes, "seed": config.eval.seed}
     chance = runs.make_agent(load_config(overrides=[f"suite={config.suite}"], agent="random"), spec)
-    untrained = mtrl.evaluate(chance, tasks, **settings)
+    untrained = evaluate(chance, tasks, **settings)
     compare(console, summary.evaluation, untrained)
     frames = tile(chosen_frames(summary.evaluation), [task.name for task in tasks])
     gif = write_video(out / runs.VIDEOS / "best.gif", frames, fps=10)

@@ -179,3 +179,12 @@ def test_the_loop_is_short() -> None:
 def test_configs_are_short() -> None:
     assert CONFIGS
     assert [ident(path) for path in CONFIGS if len(path.read_text().splitlines()) > 25] == []
+
+
+def test_public_names_are_not_shadowed_by_modules() -> None:
+    code = (
+        "import types, mtrl, mtrl.cli, mtrl.evaluate, mtrl.runs, mtrl.train, mtrl.testing\n"
+        "assert not [n for n in mtrl.__all__ if isinstance(getattr(mtrl, n), types.ModuleType)]\n"
+        "assert mtrl.__all__ == sorted(mtrl.__all__)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

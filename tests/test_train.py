@@ -21,7 +21,13 @@ from mtrl.config import RunConfig, parse_config
 from mtrl.train import train
 
 PPO = {"kind": "ppo", "rollout": 16, "epochs": 2}
-SAC = {"kind": "sac", "trunk": {"kind": "multi_head", "widths": [32, 32]}, "warmup": 40, "batch_size": 8, "log_every": 7}
+SAC = {
+    "kind": "sac",
+    "trunk": {"kind": "multi_head", "widths": [32, 32]},
+    "warmup": 40,
+    "batch_size": 8,
+    "log_every": 7,
+}
 
 
 def config(agent: Mapping[str, Any], suite: str, **changes: Any) -> RunConfig:
