@@ -36,7 +36,10 @@ lint: dev ## ruff and pyright
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
 bench: dev ## the speed tables
-	$(BIN)/python benchmarks/vector.py && $(BIN)/python benchmarks/train_speed.py
+	$(BIN)/python benchmarks/vector.py
+	$(BIN)/python benchmarks/metaworld_steps.py
+	$(BIN)/python benchmarks/minigrid_step.py
+	$(BIN)/python benchmarks/train_speed.py
 
 clean: ## remove the virtual environment
 	rm -rf $(VENV)
