@@ -164,11 +164,17 @@ def list_(
         else:
             if suite is None:
                 raise registry.UnknownNameError("suite", "", registry.names(registry.SUITES), "as in: list tasks x/y")
-            for column in ("task", "horizon", "rows", "score 0 .. 1", "source"):
-                table.add_column(column)
-            for task in registry.tasks(suite):
+            table.add_column("task", no_wrap=True)
+            for column in ("horizon", "rows", "score 0 .. 1"):
+                table.add_column(column, justify="right")
+            found = registry.tasks(suite)
+            for task in found:
                 scale = f"{task.score[0]:g} .. {task.score[1]:g}"
-                table.add_row(task.name, str(task.horizon), str(task.agents), scale, task.score_source)
+                table.add_row(task.name, str(task.horizon), str(task.agents), scale)
+            table.caption = "\n".join(
+                f"score: {source}" for source in dict.fromkeys(t.score_source for t in found) if source
+            )
+            table.caption_justify = "left"
         console.print(table)
 
 
@@ -213,7 +219,7 @@ def _results(evaluation: Evaluation) -> Table:
     from mtrl.evaluate import table as rows
 
     table = Table(title="evaluation", header_style="bold")
-    table.add_column("task")
+    table.add_column("task", no_wrap=True)
     for column in ("episodes", "return", "score", "success"):
         table.add_column(column, justify="right")
     entries = rows(evaluation)

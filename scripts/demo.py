@@ -31,7 +31,7 @@ def free(folder: Path) -> Path:
 def compare(console: Console, trained: Evaluation, untrained: Evaluation) -> None:
     """Print score and success of both agents per task."""
     table = Table(title="the same seeded episodes, played by", header_style="bold")
-    table.add_column("task")
+    table.add_column("task", no_wrap=True)
     for column in ("random: score", "success", "trained: score", "success"):
         table.add_column(column, justify="right")
     for after, before in zip(trained.results, untrained.results, strict=True):
