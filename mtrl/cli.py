@@ -171,7 +171,8 @@ def list_(
             for task in found:
                 scale = f"{task.score[0]:g} .. {task.score[1]:g}"
                 table.add_row(task.name, str(task.horizon), str(task.agents), scale)
-            table.caption = "\n".join(
+            sources = dict.fromkeys(task.score_source for task in found if task.score_source)
+            table.caption = "\n".join(f"score: {source}" for source in sources)
                 f"score: {source}" for source in dict.fromkeys(t.score_source for t in found) if source
             )
             table.caption_justify = "left"
