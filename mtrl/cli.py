@@ -173,8 +173,6 @@ def list_(
                 table.add_row(task.name, str(task.horizon), str(task.agents), scale)
             sources = dict.fromkeys(task.score_source for task in found if task.score_source)
             table.caption = "\n".join(f"score: {source}" for source in sources)
-                f"score: {source}" for source in dict.fromkeys(t.score_source for t in found) if source
-            )
             table.caption_justify = "left"
         console.print(table)
 
