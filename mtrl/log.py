@@ -19,37 +19,12 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from mtrl.registry import UnknownNameError
+from mtrl.sinks import Sink, TensorBoard, Wandb
 from mtrl.types import Episode
 
 _log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 SINKS = ("jsonl", "terminal", "wandb", "tensorboard")
-
-
-class Sink:
-    """Receives what the logger is told. A sink overrides what it can show."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Metrics of training at an environment step."""
-
-    def evaluation(self, metrics: Mapping[str, float], step: int) -> None:
-        """Metrics of an evaluation at an environment step."""
-        self.log(metrics, step)
-
-    def episode(self, task: str, episode: Episode, step: int, score: float) -> None:
-        """A finished training episode; ``score`` is its normalised return."""
-
-    def notice(self, text: str) -> None:
-        """A sentence for the user."""
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """The run's final results."""
-
-    def video(self, path: Path, name: str, step: int) -> None:
-        """A video file (mp4 or gif)."""
-
-    def close(self, status: str) -> None:
-        """The run is over: ``finished``, ``interrupted`` or ``failed``."""
 
 
 class Jsonl(Sink):
@@ -141,12 +116,8 @@ class Logger:
 
             self._mirrors.append(terminal(total_steps, tasks, resume_at or 0, f"{group or 'mtrl'}  {out}"))
         if "tensorboard" in sinks:
-            from mtrl.sinks import TensorBoard
-
             self._mirrors.append(TensorBoard(out / "tensorboard", config, resume_at))
         if "wandb" in sinks:
-            from mtrl.sinks import Wandb
-
             about = {"project": project, "group": group, "job_type": job_type, "tags": tags}
             with self._forgiving("W&B"):
                 self._mirrors.append(Wandb(out, config, mode=wandb_mode, **about))

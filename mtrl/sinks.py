@@ -1,4 +1,4 @@
-"""Mirrors of the metrics that need a package of their own: Weights & Biases and TensorBoard."""
+"""What a sink is, and the mirrors that need a package of their own: Weights & Biases and TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,10 +9,36 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtrl.log import Sink
+from mtrl.types import Episode
 
 _log = logging.getLogger(__name__)
 _RUN_ID = "wandb-id"  # file in the run's folder; a resumed run goes on in the same W&B run
+
+
+class Sink:
+    """Receives what the logger is told. A sink overrides what it can show."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Metrics of training at an environment step."""
+
+    def evaluation(self, metrics: Mapping[str, float], step: int) -> None:
+        """Metrics of an evaluation at an environment step."""
+        self.log(metrics, step)
+
+    def episode(self, task: str, episode: Episode, step: int, score: float) -> None:
+        """A finished training episode; ``score`` is its normalised return."""
+
+    def notice(self, text: str) -> None:
+        """A sentence for the user."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """The run's final results."""
+
+    def video(self, path: Path, name: str, step: int) -> None:
+        """A video file (mp4 or gif)."""
+
+    def close(self, status: str) -> None:
+        """The run is over: ``finished``, ``interrupted`` or ``failed``."""
 
 
 def wandb_mode() -> str:

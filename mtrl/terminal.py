@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mtrl.log import Sink
+from mtrl.sinks import Sink
 from mtrl.types import Episode
 
 _MEANS = {"return": "charts/mean_return", "score": "charts/mean_score", "success": "charts/mean_success_rate"}

@@ -62,7 +62,7 @@ def main() -> None:
     untrained = evaluate(chance, tasks, **settings)
     compare(console, summary.evaluation, untrained)
     frames = tile(chosen_frames(summary.evaluation), [task.name for task in tasks])
-    gif = write_video(out / runs.VIDEOS / "best.gif", frames, fps=10)
+    gif = write_video(out / runs.VIDEOS / "best.gif", frames, fps=4)
     console.print(f"{summary.steps:,} environment steps in {summary.seconds / 60:.1f} minutes")
     console.print(f"watch it:          {gif}\nrecords:           {out / runs.METRICS}")
     console.print(f"evaluate it again: {Path('.venv/bin/mtrl')} evaluate {out} --episodes 100")

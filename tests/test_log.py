@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from mtrl import log, terminal
-from mtrl.log import METRICS, Jsonl, Logger, Sink
+from mtrl.log import METRICS, Jsonl, Logger
 from mtrl.registry import UnknownNameError
+from mtrl.sinks import Sink
 from mtrl.types import Episode, Journal
 
 F32: Any = np.float32  # what agents may hand over, though the contract says float
