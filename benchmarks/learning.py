@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from mtrl.log import read
-from mtrl.runs import CONFIG, METRICS, SUMMARY, write_text
+from mtrl.files import write_text
+from mtrl.log import METRICS, read
+from mtrl.runs import CONFIG, SUMMARY
 
 ACTIONS = {"eval": "greedy", "eval_sampled": "sampled"}
 

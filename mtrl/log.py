@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from mtrl.files import write_text
 from mtrl.registry import UnknownNameError
 from mtrl.sinks import Sink, TensorBoard, Wandb
 from mtrl.types import Episode
@@ -201,10 +202,4 @@ def _records(path: Path) -> list[tuple[dict[str, Any], str]]:
 
 
 def _cut(path: Path, step: int) -> None:
-    kept = [line for record, line in _records(path) if record["step"] <= step]
-    part = path.with_name(path.name + ".tmp")
-    with part.open("w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_text(path, "".join(line for record, line in _records(path) if record["step"] <= step))

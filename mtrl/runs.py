@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,25 +21,15 @@ import numpy as np
 
 from mtrl import checkpoint, registry
 from mtrl.config import ConfigError, RunConfig, dump_config, load_config
+from mtrl.files import write_text
 from mtrl.spaces import Codec, codec, make_spec
 from mtrl.types import Agent, Layout, Obs, Spec, Task
 
-CONFIG, METRICS, SUMMARY, CHECKPOINTS, VIDEOS = "config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "videos"
+CONFIG, SUMMARY, CHECKPOINTS, VIDEOS = "config.yaml", "summary.json", "checkpoints", "videos"
 
 
 class RunError(RuntimeError):
     """A run folder that cannot be used as asked; the message says what to do."""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file atomically: readers see the old or the new content, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".tmp")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def start(out: Path, config: RunConfig) -> None:

@@ -16,6 +16,7 @@ import mtrl
 from mtrl import runs
 from mtrl.config import load_config
 from mtrl.evaluate import Evaluation, chosen_frames, evaluate
+from mtrl.log import METRICS
 from mtrl.train import train
 from mtrl.video import tile, write_video
 
@@ -64,7 +65,7 @@ def main() -> None:
     frames = tile(chosen_frames(summary.evaluation), [task.name for task in tasks])
     gif = write_video(out / runs.VIDEOS / "best.gif", frames, fps=4)
     console.print(f"{summary.steps:,} environment steps in {summary.seconds / 60:.1f} minutes")
-    console.print(f"watch it:          {gif}\nrecords:           {out / runs.METRICS}")
+    console.print(f"watch it:          {gif}\nrecords:           {out / METRICS}")
     console.print(f"evaluate it again: {Path('.venv/bin/mtrl')} evaluate {out} --episodes 100")
 
 

@@ -18,6 +18,7 @@ import torch
 
 from mtrl import checkpoint, runs
 from mtrl.config import RunConfig, parse_config
+from mtrl.log import METRICS
 from mtrl.train import train
 
 PPO = {"kind": "ppo", "rollout": 16, "epochs": 2}
@@ -73,7 +74,7 @@ def assert_same_state(first: Path, second: Path) -> None:
 
 def records(out: Path) -> list[dict[str, Any]]:
     """The run's records without what the clock on the wall decides."""
-    lines = [json.loads(line) for line in (out / runs.METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "wall" and not k.startswith("time/")} for line in lines]
 
 

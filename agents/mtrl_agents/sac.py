@@ -24,6 +24,7 @@ from mtrl.nn.heads import TaskMLP
 from mtrl.nn.linear import Probe, Route, matmul, probe
 from mtrl.nn.losses import project, squashed_sample
 from mtrl.nn.normalizers import MaxReturnScale
+from mtrl.nn.optim import load_optimizer_state, optimizer_state
 from mtrl.nn.perception import Perception, PerceptionConfig, flat_width, to_tensors
 from mtrl.nn.trunk import TrunkConfig, make_trunk
 from mtrl.replay import Replay
@@ -245,7 +246,7 @@ class SAC:
             "critics": self.critics.state_dict(),
             "targets": self.targets.state_dict(),
             "log_alpha": self.log_alpha.detach(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "optimizers": {name: optimizer_state(optimizer) for name, optimizer in self.optimizers.items()},
             "generator": self.generator.get_state(),
             "replay": self.replay.state_dict(),
             "scale": self.scale.state_dict() if self.scale is not None else None,
@@ -263,7 +264,7 @@ class SAC:
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            load_optimizer_state(optimizer, state["optimizers"][name])
         self.generator.set_state(state["generator"])
         self.replay.load_state_dict(state["replay"])
         if self.scale is not None:
