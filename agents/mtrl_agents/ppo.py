@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from mtrl.nn.actor_critic import Body, PolicyNet, Rows, ValueNet
+from mtrl.nn.actor_critic import Body, PolicyNet, Rows, ValueNet, evaluate, fold
 from mtrl.nn.linear import Route, matmul, probe
 from mtrl.nn.normalizers import TaskMoments
 from mtrl.nn.optim import load_optimizer_state, optimizer_state
@@ -229,8 +229,11 @@ class PPO:
         for start in range(0, roll.length, block):
             rows = self._rows(roll.leaves, roll.task, roll.first, slice(start, start + block))
             before = state
-            features, state = self.critic_body(rows, state)
-            out.append(self.critic(features, rows))
+            folded = fold(rows) if before is None else None
+            unique = rows if folded is None else folded.rows
+            features, state = self.critic_body(unique, state)
+            values = self.critic(features, unique)
+            out.append(values if folded is None else values[0][folded.place])
             if before is not None:
                 states.append(torch.cat((before[None], features[:-1])))
         self.critic_memory = state
@@ -277,10 +280,7 @@ class PPO:
         config, column = self.config, batch.columns
         task, valid, advantage = column["task"], column["valid"], column["advantage"]
         rows = Rows(batch.leaves, task, column["first"])
-        policies, (features, _) = self.policy(rows, batch.memory.get("actor"))
-        if self.critic.body is not None:
-            features, _ = self.critic.body(rows, batch.memory.get("critic"))
-        value = self.critic(features, rows)
+        policies, value = evaluate(self.policy, self.critic, rows, batch.memory)
         pairs = [(policy, batch.action[group]) for group, policy in policies.items()]
         log_prob = torch.cat([policy.log_prob(a.flatten(0, 1)).view(a.shape[:2]) for policy, a in pairs], 1)
         entropy = torch.cat([policy.entropy().view(a.shape[:2]) for policy, a in pairs], 1)

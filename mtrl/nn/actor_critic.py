@@ -13,6 +13,15 @@ from mtrl.nn.perception import Perception, PerceptionConfig
 from mtrl.nn.trunk import Memory, TrunkConfig, make_trunk
 from mtrl.types import Spec
 
+FEW = 128
+"""Fewer rows than this are not searched for repetitions."""
+
+SMALL = 1024
+"""Nor are rows of more numbers than this: pictures hardly ever repeat."""
+
+MOST = 0.75
+"""Rows are not folded unless this share of them, or less, is left."""
+
 
 class Rows(NamedTuple):
     """Observations of t steps x n rows: ``leaves[g][leaf]`` [t, n_g, ...]; ``task``, ``first`` [t, n]. The groups' rows
@@ -21,6 +30,64 @@ class Rows(NamedTuple):
     leaves: Mapping[str, Mapping[str, Tensor]]
     task: Tensor
     first: Tensor
+
+
+class Folded(NamedTuple):
+    """Rows without repetitions, as one step of u rows sorted by task within each group, and the place [t, n] of every
+    original row among them."""
+
+    rows: Rows
+    place: Tensor
+
+
+def fold(rows: Rows) -> Folded | None:
+    """Rows that agree in task and in every leaf, once each; None if no group has repetitions worth looking for.
+
+    A grid world shows the same few views again and again: of the 750 rows in a minibatch of PPO on minigrid/mt3 about
+    300 differ. What has no memory need not compute the others.
+    """
+    leaves: dict[str, dict[str, Tensor]] = {}
+    tasks: list[Tensor] = []
+    places: list[Tensor] = []
+    start = total = 0
+    folded = False
+    for group, own in rows.leaves.items():
+        stop = start + next(iter(own.values())).shape[1]
+        task = rows.task[:, start:stop]
+        flat = {leaf: x.flatten(0, 1) for leaf, x in own.items()}
+        found = _distinct(flat, task.flatten())
+        folded |= found is not None
+        picked, place = found or (slice(None), torch.arange(task.numel(), device=task.device))
+        leaves[group] = {leaf: x[picked][None] for leaf, x in flat.items()}
+        tasks.append(task.flatten()[picked])
+        places.append((place + total).view(task.shape))
+        start, total = stop, total + len(tasks[-1])
+    if not folded:
+        return None
+    task = torch.cat(tasks)[None]
+    return Folded(Rows(leaves, task, torch.zeros_like(task, dtype=torch.bool)), torch.cat(places, 1))
+
+
+def _distinct(leaves: Mapping[str, Tensor], task: Tensor) -> tuple[Tensor, Tensor] | None:
+    """One index [u] per distinct row of leaves [n, ...] and task [n], by task, and every row's place [n] among them.
+
+    None where it does not pay: for few rows, pictures or few repetitions, and on a GPU (where the gradient of a gather
+    is not deterministic either). Rows are told apart by random fingerprints of their bits, which are then checked.
+    """
+    n = len(task)
+    if n < FEW or task.device.type != "cpu" or sum(x[0].numel() for x in leaves.values()) > SMALL:
+        return None
+    bits = [x.view(torch.int32) if x.is_floating_point() else x for x in leaves.values()]  # vectors are float32
+    flat = torch.cat([task[:, None], *(x.reshape(n, -1).long() for x in bits)], 1)
+    weights = torch.empty(flat.shape[1], dtype=torch.int64).random_(generator=torch.Generator().manual_seed(0))
+    _, place = (flat * weights).sum(1).unique(return_inverse=True)
+    distinct = int(place.max()) + 1
+    if distinct > MOST * n:
+        return None
+    first = torch.empty(distinct, dtype=torch.int64).scatter_(0, place, torch.arange(n))
+    by_task = task[first].argsort(stable=True)
+    first, place = first[by_task], torch.empty_like(by_task).scatter_(0, by_task, torch.arange(len(by_task)))[place]
+    return (first, place) if torch.equal(flat[first][place], flat) else None
 
 
 class Body(nn.Module):
@@ -38,16 +105,21 @@ class Body(nn.Module):
 
     def forward(self, rows: Rows, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Rows and the memory [n, H] before them -> features [t, n, out] and the memory after them."""
+        if self.memory is None or state is None:
+            return self._features(rows), None
+        found = fold(rows)
+        features = self._features(rows) if found is None else self._features(found.rows)[0][found.place]
+        return self.memory(features, rows.first, state)
+
+    def _features(self, rows: Rows) -> Tensor:
+        """What the trunk says about each row by itself, [t, n, D]."""
         t, n = rows.task.shape
         latents = []
         for group, leaves in rows.leaves.items():
             flat = self.perception({leaf: x.flatten(0, 1) for leaf, x in leaves.items()}, group)
             latents.append(flat.view(t, len(flat) // t, self.perception.width))
         joined = latents[0] if len(latents) == 1 else torch.cat(latents, 1)
-        features = self.trunk(joined.flatten(0, 1), rows.task.flatten()).unflatten(0, (t, n))
-        if self.memory is None or state is None:
-            return features, None
-        return self.memory(features, rows.first, state)
+        return self.trunk(joined.flatten(0, 1), rows.task.flatten()).unflatten(0, (t, n))
 
 
 class PolicyNet(nn.Module):
@@ -97,3 +169,27 @@ class ValueNet(nn.Module):
     def forward(self, features: Tensor, rows: Rows) -> Tensor:
         """Features [t, n, D] -> values [t, n]."""
         return self.head(features.flatten(0, 1), rows.task.flatten()).view(rows.task.shape)
+
+
+def evaluate(
+    policy: PolicyNet, critic: ValueNet, rows: Rows, memory: Mapping[str, Tensor]
+) -> tuple[dict[str, Distribution], Tensor]:
+    """Per group the distributions of its t * n_g actions, and all values [t, n].
+
+    ``memory``: what "actor" and "critic" remember before the rows, [n, H] each; empty for networks without memory,
+    which then compute repeated rows once.
+    """
+    found = None if memory else fold(rows)
+    unique = rows if found is None else found.rows
+    policies, (features, _) = policy(unique, memory.get("actor"))
+    if critic.body is not None:
+        features, _ = critic.body(unique, memory.get("critic"))
+    value = critic(features, unique)
+    if found is None:
+        return policies, value
+    start = total = 0
+    for group, leaves in rows.leaves.items():
+        stop = start + next(iter(leaves.values())).shape[1]
+        policies[group] = policies[group].take(found.place[:, start:stop].flatten() - total)
+        start, total = stop, total + next(iter(unique.leaves[group].values())).shape[1]
+    return policies, value[0][found.place]

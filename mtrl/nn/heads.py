@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from typing import NamedTuple, Protocol
@@ -93,6 +94,7 @@ class Distribution(Protocol):
     def mode(self) -> Tensor: ...
     def log_prob(self, action: Tensor) -> Tensor: ...
     def entropy(self) -> Tensor: ...
+    def take(self, rows: Tensor) -> Distribution: ...
 
 
 class Categorical:
@@ -125,6 +127,13 @@ class Categorical:
         prob = safe.exp() if self.legal is None else safe.exp() * self.legal
         return -(prob * safe).sum(1)
 
+    def take(self, rows: Tensor) -> Categorical:
+        """The distributions of these rows [m]; a row may come more than once."""
+        taken = copy.copy(self)
+        taken.log_probs = self.log_probs[rows]
+        taken.legal = None if self.legal is None else self.legal[rows]
+        return taken
+
 
 class Gaussian:
     """Independent normals [n, a] with mean and log standard deviation [n, a]."""
@@ -144,6 +153,10 @@ class Gaussian:
 
     def entropy(self) -> Tensor:
         return (self.log_std + 0.5 * (1 + math.log(2 * math.pi))).sum(1)
+
+    def take(self, rows: Tensor) -> Gaussian:
+        """The distributions of these rows [m]; a row may come more than once."""
+        return Gaussian(self.mean[rows], self.log_std[rows])
 
 
 class ActionHead(nn.Module):

@@ -1,0 +1,114 @@
+"""Folding: rows that repeat are computed once, and nobody can tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+
+from mtrl.nn import actor_critic
+from mtrl.nn.actor_critic import Body, PolicyNet, Rows, ValueNet, evaluate, fold
+from mtrl.nn.perception import PerceptionConfig
+from mtrl.nn.trunk import TrunkConfig
+from mtrl.types import Group, Spec, TaskInfo
+
+IMAGE = Box(0, 10, (3, 7, 7), np.uint8)
+VECTOR = Box(-1, 1, (4,), np.float32)
+LEGAL = Box(0, 1, (5,), np.bool_)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def info(name: str, group: str) -> TaskInfo:
+    return TaskInfo(name=name, group=group, horizon=10, score=(0.0, 1.0))
+
+
+SPEC = Spec(
+    tasks=(info("a", "grid"), info("b", "grid"), info("c", "arm")),
+    groups=(
+        Group("arm", {"vector": VECTOR}, Box(-1, 1, (2,), np.float32), (2,)),
+        Group("grid", {"image": IMAGE, "vector": VECTOR, "legal": LEGAL}, Discrete(5), (0, 1)),
+    ),
+)
+
+
+def make_rows(t: int = 8, views: int = 20) -> Rows:
+    """[t, 40 arm + 40 grid]: the arm's rows all differ, the grid's are drawn from few views."""
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.randint(views, (t, 40), generator=generator)
+    images = torch.randint(0, 10, (views, 3, 7, 7), generator=generator, dtype=torch.uint8)
+    codes = torch.eye(4)[torch.arange(views) % 4]
+    legal = torch.rand(views, 5, generator=generator) < 0.6
+    arm = torch.rand(t, 40, 4, generator=generator)
+    task = torch.cat([torch.full((t, 40), 2), torch.randint(2, (t, 40), generator=generator)], 1)
+    grid = {"image": images[picks], "vector": codes[picks], "legal": legal[picks]}
+    return Rows({"arm": {"vector": arm}, "grid": grid}, task, torch.zeros(t, 80, dtype=torch.bool))
+
+
+def make_nets(memory: int = 0) -> tuple[PolicyNet, ValueNet]:
+    torch.manual_seed(0)
+    perception, trunk = PerceptionConfig(width=16, channels=(4, 8)), TrunkConfig(kind="multi_head", widths=(12,))
+    body, own = (Body(SPEC, perception, trunk, memory) for _ in range(2))
+    return PolicyNet(SPEC, body, (8,), "tanh"), ValueNet(SPEC, own, own, (8,), "tanh")
+
+
+def test_every_row_finds_itself_among_fewer() -> None:
+    rows = make_rows()
+    found = fold(rows)
+    assert found is not None
+    assert found.place.shape == rows.task.shape
+    for leaf, x in rows.leaves["grid"].items():
+        alone = found.rows.leaves["grid"][leaf][0]
+        assert torch.equal(alone[found.place[:, 40:] - 320], x)  # the arm's 8 * 40 rows come first, all of them
+        assert len(alone) <= 2 * 20
+    assert torch.equal(found.rows.leaves["arm"]["vector"][0], rows.leaves["arm"]["vector"].flatten(0, 1))
+    assert torch.equal(found.rows.task[0][found.place], rows.task)
+    assert bool((found.rows.task[0, 320:].diff() >= 0).all()), "sorted by task within the group"
+
+
+def test_rows_that_differ_in_one_number_stay_apart() -> None:
+    image = torch.zeros(1, 200, 3, 7, 7, dtype=torch.uint8)
+    image[0, 7, 2, 6, 6] = 1
+    vector = torch.zeros(1, 200, 4)
+    vector[0, 9, 3] = 1e-30
+    legal = torch.ones(1, 200, 5, dtype=torch.bool)
+    task = torch.zeros(1, 200, dtype=torch.int64)
+    task[0, 11] = 1
+    leaves = {"grid": {"image": image, "vector": vector, "legal": legal}}
+    found = fold(Rows(leaves, task, torch.zeros(1, 200, dtype=torch.bool)))
+    assert found is not None
+    assert found.rows.task.shape == (1, 4)
+    assert len({int(found.place[0, i]) for i in (0, 7, 9, 11)}) == 4
+
+
+@pytest.mark.parametrize("rows", [make_rows(t=1), make_rows(views=10_000)], ids=["few rows", "few repetitions"])
+def test_nothing_to_gain(rows: Rows) -> None:
+    assert fold(rows) is None
+
+
+def test_fingerprints_that_collide_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "random_", lambda self, generator: self.zero_())  # all rows look the same
+    assert fold(make_rows()) is None
+
+
+@pytest.mark.parametrize("memory", [0, 6])
+def test_folding_changes_neither_outputs_nor_gradients(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+    rows, (policy, critic) = make_rows(), make_nets(memory)
+    state = {name: torch.zeros(80, memory) for name in ("actor", "critic")} if memory else {}
+
+    def run() -> tuple[list[Tensor], list[Tensor]]:
+        policies, value = evaluate(policy, critic, rows, state)
+        logits = policies["grid"].log_probs.clamp(min=-1e9)  # type: ignore[attr-defined]
+        outputs = [value, logits, policies["arm"].mean, policies["grid"].entropy()]  # type: ignore[attr-defined]
+        weights = torch.linspace(-1, 1, value.numel()).view_as(value)
+        loss = (value * weights).sum() + policies["grid"].log_prob(policies["grid"].mode()).square().mean()
+        nets = [*policy.parameters(), *critic.parameters()]
+        return outputs, [g for g in torch.autograd.grad(loss, nets, allow_unused=True) if g is not None]
+
+    assert fold(rows) is not None
+    folded = run()
+    monkeypatch.setattr(actor_critic, "FEW", 10**9)
+    assert fold(rows) is None
+    for one, two in zip(folded, run(), strict=True):
+        for a, b in zip(one, two, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
