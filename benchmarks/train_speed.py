@@ -196,6 +196,39 @@ def cnn() -> nn.Sequential:
     return nn.Sequential(*convs, nn.Flatten())
 
 
+class Products:
+    """Not an agent: the matrix products that one SAC update of this size cannot do without, and nothing else.
+
+    Forward: the policy twice, the critics twice, their targets once; backward: policy and critics to weights and
+    inputs, the critics to their inputs once more for the policy's loss. No environments, activations, optimisers: no
+    implementation with these products can be faster.
+    """
+
+    close = staticmethod(lambda: None)
+
+    def __init__(self, rows: int, obs: int, act: int, dtype: torch.dtype) -> None:
+        batch = PER_TASK * rows
+
+        def layers(inner: int, out: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+            sizes = zip((inner, WIDTH, WIDTH, WIDTH), (WIDTH, WIDTH, WIDTH, out), strict=True)
+            return [(torch.randn(batch, a), torch.randn(a, b), torch.randn(batch, b)) for a, b in sizes]
+
+        nets = {"policy": layers(obs, 2 * act), "critic": layers(obs + act, 1)}
+        self._nets = {name: [tuple(x.to(dtype) for x in layer) for layer in net] for name, net in nets.items()}
+
+    def run(self, steps: int) -> None:
+        passes = {"policy": (2, 1, 1), "critic": (6, 2, 4)}  # forward, to weights, to inputs
+        for _ in range(steps):
+            for name, (forward, weights, inputs) in passes.items():
+                for i, (x, weight, grad) in enumerate(self._nets[name]):
+                    for _ in range(forward):
+                        x @ weight
+                    for _ in range(weights):
+                        x.t() @ grad
+                    for _ in range(inputs if i else 0):  # nobody asks for the gradient of an observation
+                        grad @ weight.t()
+
+
 class Extractor(BaseFeaturesExtractor):
     """``cnn`` for SB3, which hands it float images."""
 
@@ -296,6 +329,8 @@ def sac_contestants() -> dict[str, Callable[[], Contestant]]:
         "SB3, DummyVecEnv": lambda: sb3(DummyVecEnv),
         "SB3, SubprocVecEnv": lambda: sb3(SubprocVecEnv),
         "plain": lambda: PlainSAC(makers),
+        "bound: products alone": lambda: Products(len(makers), 39, 4, torch.float32),
+        "bound: products, bf16": lambda: Products(len(makers), 39, 4, torch.bfloat16),
     }
 
 
