@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
 
 from mtrl import registry
 
@@ -85,6 +85,9 @@ class RunConfig(Strict):
     )
     workers: int | Literal["auto"] = Field(
         default="auto", description="processes that step environments; 0: in this process"
+    )
+    patience: PositiveFloat = Field(
+        default=300.0, description="seconds a worker may take for a vector step before it is replaced"
     )
     threads: int = Field(default=0, ge=0, description="torch threads; 0: as many as cores")
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -6,6 +6,7 @@
     runs/x/metrics.jsonl          every record (the truth)
     runs/x/checkpoints/step-N/    tensors (safetensors), plain state (JSON), manifest with hashes
     runs/x/summary.json           final evaluation with every episode, versions, time
+    runs/x/failure.json           the episode in which an environment failed for good: task, seed, actions, traceback
     runs/x/videos/
 """
 
@@ -24,8 +25,10 @@ from mtrl.config import ConfigError, RunConfig, dump_config, load_config
 from mtrl.files import write_text
 from mtrl.spaces import Codec, codec, make_spec
 from mtrl.types import Agent, Layout, Obs, Spec, Task
+from mtrl.vector import EnvironmentFailedError
 
 CONFIG, SUMMARY, CHECKPOINTS, VIDEOS = "config.yaml", "summary.json", "checkpoints", "videos"
+FAILURE = "failure.json"
 
 
 class RunError(RuntimeError):
@@ -45,6 +48,16 @@ def config_of(out: Path) -> RunConfig:
         near = registry.nearest(out.name, [p.parent.name for p in out.parent.glob(f"*/{CONFIG}")])
         raise RunError(f"{out} holds no run (no {CONFIG})" + (f"; did you mean {out.parent / near}?" if near else ""))
     return load_config(out / CONFIG)
+
+
+def write_failure(out: Path, error: EnvironmentFailedError) -> Path | None:
+    """Keep the episode in which an environment failed, so that it can be played again; None if it is not known."""
+    if error.journal is None:
+        return None
+    journal = error.journal
+    found = {"task": journal.task, "seed": journal.seed, "actions": journal.actions.tolist(), "error": str(error)}
+    write_text(out / FAILURE, json.dumps(found, indent=1) + "\n")
+    return out / FAILURE
 
 
 def device_of(config: RunConfig) -> str:

@@ -26,7 +26,7 @@ from mtrl.log import Logger
 from mtrl.monitor import Monitor
 from mtrl.spaces import make_spec
 from mtrl.types import Agent, Spec, Task
-from mtrl.vector import MultiTaskVectorEnv
+from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv
 from mtrl.vector.cost import step_seconds
 
 WORTH_SHARING = 1e-3  # seconds per vector step; signalling worker processes takes about a tenth of that
@@ -52,7 +52,8 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
         resume: go on from the newest intact checkpoint in ``out``.
 
     Raises:
-        RunError: ``out`` already holds a run, or the run to resume is complete.
+        RunError: ``out`` already holds a run, or the run to resume is complete; or an environment failed for good
+            (its episode is then in ``failure.json``).
         FloatingPointError: a loss or parameter is not finite; names tensor, task and step. The last good
             checkpoint stays.
     """
@@ -71,8 +72,9 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
         logger = stack.enter_context(_logger(config, out, spec, saved.step if saved else None))
         slots = sum(copies) if isinstance(copies, list) else copies * len(tasks)
         workers = _workers(config, tasks, spec, slots)
-        envs = MultiTaskVectorEnv(tasks, copies, seed=config.seed, workers=workers, spec=spec)
+        envs = MultiTaskVectorEnv(tasks, copies, seed=config.seed, workers=workers, spec=spec, patience=config.patience)
         stack.callback(envs.close)
+        stack.enter_context(_autopsy(out))
         actor = agent.actor(envs.layout, explore=True)
         monitor = Monitor(spec, config.log.window)
         parts: dict[str, Any] = {"agent": agent, "actor": actor, "envs": envs, "monitor": monitor}
@@ -92,7 +94,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
 
         interrupted = stack.enter_context(_signals())
         clock = time.monotonic()
-        logged, evaluation = step, None
+        logged, evaluation, faults = step, None, 0
         while step < config.steps and not interrupted:
             decision = actor(envs.obs)
             envs.step_async(decision.action)
@@ -102,6 +104,9 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
                 raise FloatingPointError(f"{error}, at environment step {step}; {_last_good(out)}") from error
             transition, _ = envs.step_wait(decision)
             agent.observe(transition)
+            for fault in envs.faults[faults:]:
+                logger.notice(f"replaced a worker: {fault.splitlines()[0]}")
+            faults = len(envs.faults)
             before, step = step, step + slots
             for episode in envs.episodes:
                 monitor.episode(episode)
@@ -140,6 +145,17 @@ def _evaluate(
         metrics |= evaluate(agent, tasks, explore=True, **settings).metrics()
     logger.evaluation(metrics, step)
     return greedy
+
+
+@contextlib.contextmanager
+def _autopsy(out: Path) -> Iterator[None]:
+    """Keeps the episode in which an environment failed for good."""
+    try:
+        yield
+    except EnvironmentFailedError as error:
+        kept = runs.write_failure(out, error)
+        where = f"its episode is in {kept}; " if kept else ""
+        raise runs.RunError(f"{error}\n{where}{_last_good(out)}") from error
 
 
 def _due(before: int, now: int, every: int) -> bool:

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from mtrl import checkpoint, runs
+from mtrl import checkpoint, registry, runs
 from mtrl.config import RunConfig, parse_config
 from mtrl.log import METRICS
 from mtrl.train import train
+from mtrl.types import Journal
+from mtrl.vector import EnvironmentFailedError, replay
+from mtrl_agents.ppo import PPO as PPOAgent
 
 PPO = {"kind": "ppo", "rollout": 16, "epochs": 2}
 SAC = {
@@ -207,6 +211,38 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_place(tmp_path: Path) -> 
     policy = [v for v in flatten(saved.state["agent"]["policy"]).values() if isinstance(v, torch.Tensor)]
     assert policy
     assert all(bool(torch.isfinite(value).all()) for value in policy)
+
+
+def test_a_killed_worker_does_not_change_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calm = config(PPO, "mtrl.testing:Probes/both", workers=2, steps=600)
+    train(calm, tmp_path / "calm")
+    observe, killed = PPOAgent.observe, []
+
+    def kill_now_and_then(self: PPOAgent, step: Any) -> None:
+        observe(self, step)
+        if len(killed) < 3:
+            victims = [child for child in psutil.Process().children() if "mtrl.vector.workers" in str(child.cmdline())]
+            victims[len(killed) % 2].kill()
+            killed.append(victims[0].pid)
+
+    monkeypatch.setattr(PPOAgent, "observe", kill_now_and_then)
+    train(calm, tmp_path / "hit")
+    assert len(killed) == 3
+    assert_same_state(tmp_path / "calm", tmp_path / "hit")
+    assert records(tmp_path / "calm") == records(tmp_path / "hit")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_environment_that_always_fails_leaves_its_episode(tmp_path: Path, workers: int) -> None:
+    broken = config({"kind": "random"}, "tests.vector.probes:Probes/faulty-raise", workers=workers)
+    with pytest.raises(runs.RunError, match=r"(?s)the physics exploded.*failure.json; there is no checkpoint yet"):
+        train(broken, tmp_path / "x")
+    found = json.loads((tmp_path / "x" / runs.FAILURE).read_text())
+    assert found["task"] == "probe/faulty-raise"
+    assert len(found["actions"]) == 3
+    (task,) = registry.tasks("tests.vector.probes:Probes/faulty-raise")
+    with pytest.raises(EnvironmentFailedError, match="the physics exploded"):
+        replay(task, Journal(found["task"], found["seed"], np.array(found["actions"])))
 
 
 def test_a_run_can_end_with_videos(tmp_path: Path) -> None:

@@ -19,7 +19,17 @@ from gymnasium.vector.utils import batch_space
 from mtrl.spaces import Codec, codec, make_spec
 from mtrl.types import Array, Assignment, Decision, Episode, Group, Journal, Layout, Obs, Schedule, Spec, Step, Task
 from mtrl.vector.schedule import Pinned
-from mtrl.vector.slots import PARKED, Buffers, EnvironmentFailedError, Place, Program, Runner, Slot, action_array
+from mtrl.vector.slots import (
+    PARKED,
+    Buffers,
+    EnvironmentFailedError,
+    Place,
+    Program,
+    Runner,
+    Running,
+    Slot,
+    action_array,
+)
 from mtrl.vector.workers import Workers
 
 
@@ -27,21 +37,22 @@ class Backend(Protocol):
     """Where slots are stepped."""
 
     buffers: Buffers
+    faults: list[str]
 
-    def restore(self, episodes: Iterable[tuple[int, int, int, Array]]) -> dict[int, float]:
-        """Bring slots to where (slot, task, seed, actions so far) leads; returns each slot's return so far."""
+    def restore(self, episodes: Sequence[Running]) -> None:
+        """Bring all slots to where their episodes lead."""
         ...
 
     def send(self) -> None:
         """Begin to step every slot with ``buffers.action``."""
         ...
 
-    def wait(self) -> None:
-        """Return when every slot has been stepped."""
+    def wait(self, running: Callable[[int], Running]) -> None:
+        """Return when every slot has been stepped; ``running(slot)`` is what it played until this step began."""
         ...
 
-    def rebalance(self, movable: Sequence[tuple[int, int, int]]) -> None:
-        """Offer slots, as (slot, task, seed), that have just begun an episode and may so change processes."""
+    def rebalance(self, movable: Sequence[int], running: Callable[[int], Running]) -> None:
+        """Offer slots that have just begun an episode and may so change processes."""
         ...
 
     def close(self) -> None: ...
@@ -52,18 +63,19 @@ class InProcess:
 
     def __init__(self, program: Program) -> None:
         self.buffers = Buffers(program)
+        self.faults: list[str] = []
         self._runner = Runner(program, self.buffers)
 
-    def restore(self, episodes: Iterable[tuple[int, int, int, Array]]) -> dict[int, float]:
-        return self._runner.restore(episodes)
+    def restore(self, episodes: Sequence[Running]) -> None:
+        self._runner.restore(episodes)
 
     def send(self) -> None:
         """Nothing to do before ``wait``."""
 
-    def wait(self) -> None:
+    def wait(self, running: Callable[[int], Running]) -> None:
         self._runner.step()
 
-    def rebalance(self, movable: Sequence[tuple[int, int, int]]) -> None:
+    def rebalance(self, movable: Sequence[int], running: Callable[[int], Running]) -> None:
         """One process: nowhere to move."""
 
     def close(self) -> None:
@@ -111,11 +123,16 @@ class MultiTaskVectorEnv(VectorEnv):
         schedule: which (task, seed) each slot plays next. A schedule may send a slot any of ``tasks`` that has the
             same group and team size. By default every slot keeps its task.
         spec: share another vector's spec (task ids, groups); ``tasks`` must be among its tasks.
+        patience: seconds that a worker may take for one vector step before it counts as hung.
+
+    A worker that raises, dies or hangs is replaced, and its slots play their journals again: everything goes on bit for
+    bit as if nothing had happened. ``faults`` lists what it was. Only what fails again and again raises.
 
     Raises:
         ValueError: no tasks, a name twice, copies below 1, a task that ``spec`` lacks, ...
         mtrl.spaces.SpaceError: a task whose spaces have no place in the contract.
-        mtrl.vector.slots.EnvironmentFailedError: an environment raised; from then on every call raises it again.
+        mtrl.vector.slots.EnvironmentFailedError: an environment raised, in a worker several times in a row; from then
+            on every call raises it again. Its ``journal`` is the episode that did it.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -130,6 +147,7 @@ class MultiTaskVectorEnv(VectorEnv):
         workers: int = 0,
         schedule: Schedule | None = None,
         spec: Spec | None = None,
+        patience: float = 300.0,
     ) -> None:
         counts = _copies(tasks, copies)
         if workers < 0:
@@ -164,7 +182,7 @@ class MultiTaskVectorEnv(VectorEnv):
         self._seed = seed
         self._pending = self._started = False
         self._failure: EnvironmentFailedError | None = None
-        self._backend: Backend = Workers(program, workers) if workers else InProcess(program)
+        self._backend: Backend = Workers(program, workers, patience) if workers else InProcess(program)
 
     # ---------------------------------------------------------------------------------------------- native face
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -191,13 +209,18 @@ class MultiTaskVectorEnv(VectorEnv):
         self._current = [self._draw(slot, 0) for slot in slots]
         self._next = [self._draw(slot, 1) if self._current[slot] else None for slot in slots]
         empty = {place.slot: self._no_actions(place) for place in self._places}
-        self._begin(empty)
+        self._begin(empty, [0.0] * len(slots))
         return self.obs.leaves, self._info()
 
     @property
     def active(self) -> Array:
         """[N] bool: rows whose slot plays an episode now (see ``Schedule``); the others are blank."""
         return self._active.copy()
+
+    @property
+    def faults(self) -> list[str]:
+        """What went wrong in workers that were replaced, oldest first."""
+        return list(self._backend.faults)
 
     def step_async(self, actions: Mapping[str, Array]) -> None:
         """Send actions; environments of worker processes move until ``step_wait``.
@@ -231,7 +254,7 @@ class MultiTaskVectorEnv(VectorEnv):
             The transition of every row and the observation that follows it (also ``obs``).
         """
         self._check(pending=True)
-        self._guard(self._backend.wait)
+        self._guard(lambda: self._backend.wait(self._running))
         self._pending = False
         self._clock += 1
         buffers, before, was_active = self._buffers, self.obs, self._active
@@ -255,9 +278,8 @@ class MultiTaskVectorEnv(VectorEnv):
             self._forget()
             self._set_next(ended)
             following = self._observe(leaves, ended)
-            self._guard(
-                lambda: self._backend.rebalance([(s, a.task, a.seed) for s in ended if (a := self._current[s])])
-            )
+            movable = [slot for slot in ended if self._current[slot]]
+            self._guard(lambda: self._backend.rebalance(movable, self._running))
         self.obs = following
         step = Step(before, decision, reward, terminated, truncated, success, after, was_active)
         return step, following
@@ -341,14 +363,7 @@ class MultiTaskVectorEnv(VectorEnv):
         self._current = [_assignment(slot["current"]) for slot in slots]
         self._next = [_assignment(slot["next"]) for slot in slots]
         actions = {place.slot: np.asarray(slots[place.slot]["actions"]) for place in self._places}
-        rets = self._begin(actions)
-        for slot, saved in enumerate(slots):
-            if rets[slot] != saved["ret"]:
-                raise EnvironmentFailedError(
-                    f"{self._buffers.where(self._program, slot)}: replaying its journal gave the return {rets[slot]!r} "
-                    f"instead of {saved['ret']!r}; reset(seed) must determine the episode"
-                )
-        self._ret = np.array([float(slot["ret"]) for slot in slots])
+        self._begin(actions, [float(slot["ret"]) for slot in slots])
         self._success = np.array([bool(slot["success"]) for slot in slots])
         tasks = np.array([int(slot["last_task"]) for slot in slots])
         self.obs = self.obs._replace(task=tasks[self._row_slot])
@@ -382,6 +397,10 @@ class MultiTaskVectorEnv(VectorEnv):
         try:
             return call()
         except EnvironmentFailedError as error:
+            if error.slot is not None and (assignment := self._current[error.slot]):
+                name = self.spec.tasks[assignment.task].name
+                actions = self._journal(self._places[error.slot], under_way=self._pending)
+                error.journal = Journal(name, assignment.seed, actions)
             self._failure = error
             raise
 
@@ -400,13 +419,8 @@ class MultiTaskVectorEnv(VectorEnv):
             )
         return Assignment(task, int(drawn.seed))
 
-    def _begin(self, actions: Mapping[int, Array]) -> dict[int, float]:
-        """Bring all slots to their current episode with ``actions`` played, and clear all the accounts."""
-        episodes = []
-        for place in self._places:
-            task, seed = self._current[place.slot] or (PARKED, 0)
-            episodes.append((place.slot, task, seed, actions[place.slot]))
-        rets = self._guard(lambda: self._backend.restore(episodes))
+    def _begin(self, actions: Mapping[int, Array], rets: Sequence[float]) -> None:
+        """Bring all slots to their current episode, with ``actions`` played and ``rets`` earned."""
         lengths = [len(actions[place.slot]) for place in self._places]
         longest = max(lengths)
         # The histories are laid as if all journals ended at the same vector step.
@@ -419,7 +433,8 @@ class MultiTaskVectorEnv(VectorEnv):
                     arrays[place.group][place.local] = actions[place.slot][step - began]
             for name, array in arrays.items():
                 self._history[name].append(array)
-        self._ret, self._success = np.zeros(len(self._places)), np.zeros(len(self._places), bool)
+        self._ret, self._success = np.array(rets), np.zeros(len(self._places), bool)
+        self._guard(lambda: self._backend.restore([self._running(place.slot) for place in self._places]))
         self._set_next(range(len(self._places)))
         self.episodes = []
         self._started = True
@@ -428,7 +443,6 @@ class MultiTaskVectorEnv(VectorEnv):
         self._active = np.array([a is not None for a in self._current])[self._row_slot]
         first = self._active & (np.array(lengths) == 0)[self._row_slot]
         self.obs = Obs(leaves, tasks[self._row_slot], first)
-        return rets
 
     def _set_next(self, slots: Iterable[int]) -> None:
         for slot in slots:
@@ -484,11 +498,17 @@ class MultiTaskVectorEnv(VectorEnv):
         action = self._buffers.action[place.group][place.local]
         return np.zeros((0, *(action.shape if place.agents > 1 else action.shape[1:])), action.dtype)
 
-    def _journal(self, place: Place) -> Array:
-        """The actions of the slot's running episode: [t, ...], a team's [t, agents, ...]."""
-        if self._current[place.slot] is None or self._began[place.slot] == self._clock:
+    def _journal(self, place: Place, *, under_way: bool = False) -> Array:
+        """The actions of the slot's running episode: [t, ...], a team's [t, agents, ...]; also those ``under_way``."""
+        began, now = int(self._began[place.slot]), self._clock + under_way
+        if self._current[place.slot] is None or began == now:
             return self._no_actions(place)
-        return self._history[place.group].since(self._began[place.slot], place.local, place.agents == 1)
+        return self._history[place.group].since(began, place.local, place.agents == 1)[: now - began]
+
+    def _running(self, slot: int) -> Running:
+        """What the slot plays, without a step that is under way."""
+        task, seed = self._current[slot] or (PARKED, 0)
+        return Running(slot, task, seed, self._journal(self._places[slot]), float(self._ret[slot]))
 
     def _valid(self, name: str, actions: Mapping[str, Array]) -> Array:
         """A fresh, checked array of the group's actions."""

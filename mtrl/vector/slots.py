@@ -10,12 +10,12 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtrl.spaces import Codec
-from mtrl.types import Array, Group, Task
+from mtrl.types import Array, Group, Journal, Task
 
 PARKED = -1
 _ALIGN = 64  # bytes; arrays start on cache lines of their own
@@ -23,7 +23,25 @@ COST_STEPS = 500  # that the moving average of step times spans, so that a reset
 
 
 class EnvironmentFailedError(RuntimeError):
-    """An environment raised, or the worker that held it died; the message names task, slot, seed and step."""
+    """An environment raised, or the worker that held it died; the message names task, slot, seed and step.
+
+    ``slot`` is where, ``journal`` the episode up to and including the action that did it; None if unknown.
+    """
+
+    def __init__(self, message: str, slot: int | None = None) -> None:
+        super().__init__(message)
+        self.slot = slot
+        self.journal: Journal | None = None
+
+
+class Running(NamedTuple):
+    """A running episode: begin (task, seed) in this slot, play ``actions`` [t, ...] and check the return so far."""
+
+    slot: int
+    task: int
+    seed: int
+    actions: Array
+    ret: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -229,7 +247,7 @@ class Slot:
             self._game.reset(seed)
             self._game.write(self._obs, self.place.local)
         except Exception as error:
-            raise EnvironmentFailedError(self._where(f"reset raised {error!r}")) from error
+            raise self._failed(f"reset raised {error!r}") from error
 
     def step(self) -> None:
         """Play the action in the buffers; truncate at the horizon; begin the next episode if this one ended."""
@@ -246,25 +264,27 @@ class Slot:
         else:
             self._write(self._obs)
 
-    def restore(self, task: int, seed: int, actions: Array) -> float:
-        """Begin (task, seed), play ``actions`` [t, ...] and write the observation reached.
+    def restore(self, episode: Running) -> None:
+        """Begin an episode, play its actions and write the observation reached.
 
-        Returns:
-            The return so far, by which the caller can tell whether the task is deterministic.
+        Raises:
+            EnvironmentFailedError: the replay went elsewhere, so the task is not determined by ``reset(seed)``.
         """
-        self.start(task, seed)
-        if task == PARKED:
-            return 0.0
+        self.start(episode.task, episode.seed)
+        if episode.task == PARKED:
+            return
         ret = 0.0
-        for played in actions:
+        for played in episode.actions:
             terminated, truncated = self._advance(played.reshape(self._actions.shape))
             if terminated or truncated:
-                raise EnvironmentFailedError(
-                    self._where("ended while its journal was replayed; reset(seed) must decide all")
-                )
+                raise self._failed("ended while its journal was replayed; reset(seed) must decide all")
             ret += self._team_reward()
+        if ret != episode.ret:
+            raise self._failed(
+                f"replaying its journal gave the return {ret!r} instead of {episode.ret!r}; reset(seed) must determine "
+                "the episode"
+            )
         self._write(self._obs)
-        return ret
 
     def play(self, seed: int, actions: Array, *, render: bool) -> tuple[float, int, bool | None, list[Array]]:
         """Play one whole episode of the only task; see ``mtrl.vector.Replay`` for what is returned."""
@@ -308,12 +328,12 @@ class Slot:
         try:
             reward, terminated, truncated, success = self._game.step(actions)
         except Exception as error:
-            raise EnvironmentFailedError(self._where(f"raised {error!r}")) from error
+            raise self._failed(f"raised {error!r}") from error
         self._length += 1
         buffers.length[self.place.slot] = self._length
         buffers.reward[rows] = reward
         if not (math.isfinite(reward) if isinstance(reward, float) else np.isfinite(reward).all()):
-            raise EnvironmentFailedError(self._where(f"returned the reward {reward}"))
+            raise self._failed(f"returned the reward {reward}")
         self._reported |= success is not None
         buffers.reported[self.place.slot] = self._reported
         buffers.success[rows] = bool(success)
@@ -325,10 +345,11 @@ class Slot:
         try:
             self._game.write(leaves, self.place.local)
         except Exception as error:
-            raise EnvironmentFailedError(self._where(f"observation does not fit its space: {error!r}")) from error
+            raise self._failed(f"observation does not fit its space: {error!r}") from error
 
-    def _where(self, what: str) -> str:
-        return f"{self._buffers.where(self._program, self.place.slot)}: {what}"
+    def _failed(self, what: str) -> EnvironmentFailedError:
+        slot = self.place.slot
+        return EnvironmentFailedError(f"{self._buffers.where(self._program, slot)}: {what}", slot)
 
 
 class Runner:
@@ -338,15 +359,14 @@ class Runner:
         self._program, self._buffers, self._number = program, buffers, number
         self._slots: dict[int, Slot] = {}
 
-    def restore(self, episodes: Iterable[tuple[int, int, int, Array]]) -> dict[int, float]:
-        """Bring slots to where (slot, task, seed, actions so far) leads; returns the returns so far, by slot."""
-        returns = {}
-        for index, task, seed, actions in episodes:
+    def restore(self, episodes: Iterable[Running]) -> None:
+        """Bring slots to where their episodes lead."""
+        for episode in episodes:
+            index = episode.slot
             self._buffers.busy[self._number] = index
             if index not in self._slots:
                 self._slots[index] = Slot(self._program.places[index], self._program, self._buffers)
-            returns[index] = self._slots[index].restore(task, seed, actions)
-        return returns
+            self._slots[index].restore(episode)
 
     def step(self) -> None:
         """Step every slot once, measuring each."""

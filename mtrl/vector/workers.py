@@ -7,6 +7,9 @@ per worker and direction, everything else lies in shared memory.
 Workers are plain ``python -c`` children, not ``multiprocessing`` ones: they do not import the parent's main module (and
 with it torch), need no ``if __name__ == "__main__"`` guard and inherit no locks. The memory has no name, so nothing
 can be left behind, and a worker ends by itself when its parent is gone, however it went. POSIX only.
+
+A worker that raises, is killed, crashes or hangs is replaced: a new process takes its slots, seeds them anew and plays
+their journals up to the step that failed, which it then takes again. Nobody upstream can tell, not by one bit.
 """
 
 from __future__ import annotations
@@ -24,19 +27,19 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtrl.types import Array
-from mtrl.vector.slots import COST_STEPS, PARKED, Buffers, EnvironmentFailedError, Program, Runner
+from mtrl.vector.slots import COST_STEPS, PARKED, Buffers, EnvironmentFailedError, Program, Runner, Running
 
 # Orders and answers are single bytes in pipes (a round trip takes 5.6 us, as with semaphores, and 9.3 us over sockets);
 # those with contents are followed by one pickled message.
 _STEP, _RESTORE, _DROP, _QUIT = b"s", b"r", b"d", b"q"
-_DONE, _RESULT, _ERROR = b"k", b"v", b"e"
+_DONE, _ERROR = b"k", b"e"
 
 _BOOT = (
     "import signal, sys, json; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = json.loads(sys.argv[1]); "
@@ -46,6 +49,9 @@ _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
 )
 _CLOSE_SECONDS = 5.0  # that workers get to close their environments before they are killed
+_RETRIES = 3  # in a row, of one step: what fails more often than that is no accident
+_PAUSE = 0.1  # seconds before the first retry; each further one waits twice as long
+_MOST_FAULTS = 1000  # in a vector's life
 _WORTHWHILE = 0.9  # slots move when the slowest worker's predicted time falls below this part of what it was
 
 
@@ -74,38 +80,31 @@ class Workers:
         ValueError: a task that cannot be sent to another process.
     """
 
-    def __init__(self, program: Program, count: int) -> None:
-        payload = _pickled(program)
-        self._program = program
+    def __init__(self, program: Program, count: int, patience: float = 300.0) -> None:
+        self._payload = _pickled(program)
+        self._program, self._patience = program, patience
+        self.faults: list[str] = []
         count = min(count, len(program.places))
         self._owner = [place.slot % count for place in program.places]
-        file = _nameless_file()
-        with file:
-            self.buffers = Buffers(program, lambda size: _extended(file.fileno(), size))
-            self.buffers.busy[:] = PARKED
-            self._links: list[_Link] = []
-            self._processes: list[subprocess.Popen[bytes]] = []
-            self._waiting: list[int] = []
-            self._settled = 0  # steps since slots moved, or since the first one
-            # Also when the vector is forgotten without close(), and at interpreter exit.
-            self._finalizer = weakref.finalize(self, _shut_down, os.getpid(), self._links, self._processes)
-            for number in range(count):
-                self._launch(number, file.fileno())
-        for link in self._links:  # once all are starting up, since a large payload waits for its reader
-            with contextlib.suppress(BrokenPipeError):  # a worker that died already: the first order tells
-                link.writer.send_bytes(payload)
+        self._tries = [0] * count
+        self._file = _nameless_file()
+        self.buffers = Buffers(program, lambda size: _extended(self._file.fileno(), size))
+        self._links: list[_Link] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._waiting: list[int] = []
+        self._settled = 0  # steps since slots moved, or since the first one
+        # Also when the vector is forgotten without close(), and at interpreter exit.
+        self._finalizer = weakref.finalize(self, _shut_down, os.getpid(), self._links, self._processes, self._file)
+        for worker in range(count):
+            link, process = self._launch(worker)
+            self._links.append(link)
+            self._processes.append(process)
+        for worker in range(count):  # once all are starting up, since a large payload waits for its reader
+            self._brief(worker)
 
-    def restore(self, episodes: Iterable[tuple[int, int, int, Array]]) -> dict[int, float]:
+    def restore(self, episodes: Sequence[Running]) -> None:
         """See ``Backend``; all workers at once."""
-        work: dict[int, list[tuple[int, int, int, Array]]] = {}
-        for episode in episodes:
-            work.setdefault(self._owner[episode[0]], []).append(episode)
-        for worker, mine in work.items():
-            self._order(worker, _RESTORE, mine)
-        returns: dict[int, float] = {}
-        for worker in work:
-            returns |= self._answer(worker)
-        return returns
+        self._restore(episodes, {episode.slot: episode for episode in episodes}.__getitem__)
 
     def send(self) -> None:
         """Wake all workers."""
@@ -114,77 +113,129 @@ class Workers:
         for worker in self._waiting:
             self._order(worker, _STEP)
 
-    def wait(self) -> None:
+    def wait(self, running: Callable[[int], Running]) -> None:
         """Wait for all workers; can be called again if a signal handler interrupted it."""
         while self._waiting:
-            self._answer(self._waiting[0])
+            worker = self._waiting[0]
+            try:
+                self._answer(worker)
+            except EnvironmentFailedError as error:
+                self._replace(worker, error, running)
+                self._order(worker, _STEP)
+                continue
+            self._tries[worker] = 0
             del self._waiting[0]
 
-    def rebalance(self, movable: Sequence[tuple[int, int, int]]) -> None:
+    def rebalance(self, movable: Sequence[int], running: Callable[[int], Running]) -> None:
         """Even the workers' load out, as far as ``movable`` slots allow; a new owner just begins the same episode."""
         if self._settled < COST_STEPS:
             return
-        episodes = {slot: (slot, task, seed, np.empty(0)) for slot, task, seed in movable}
-        moves = plan_moves(self._owner, self.buffers.cost, list(episodes), len(self._links))
+        moves = plan_moves(self._owner, self.buffers.cost, movable, len(self._links))
         for slot, worker in moves.items():
-            self._order(self._owner[slot], _DROP, slot)
-            self._answer(self._owner[slot])
-            self._owner[slot] = worker
+            before, self._owner[slot] = self._owner[slot], worker
+            self._order(before, _DROP, slot)
+            try:
+                self._answer(before)
+            except EnvironmentFailedError as error:
+                self._replace(before, error, running)
         if moves:
             self._settled = 0
-            self.restore([episodes[slot] for slot in moves])
+            self._restore([running(slot) for slot in moves], running)
 
     def close(self) -> None:
         """End all workers: by themselves, or killed after a few seconds. Never hangs, leaves no process behind."""
         self._finalizer()
 
-    def _launch(self, number: int, memory: int) -> None:
+    def _launch(self, worker: int) -> tuple[_Link, subprocess.Popen[bytes]]:
         orders, order = Pipe(duplex=False)
         answer, answers = Pipe(duplex=False)
-        self._links.append(_Link(answer, order))
+        self.buffers.busy[worker] = PARKED
         with orders, answers:
-            inherited = (memory, orders.fileno(), answers.fileno())
+            inherited = (self._file.fileno(), orders.fileno(), answers.fileno())
             command = [sys.executable, "-c", _BOOT, json.dumps(sys.path)]
-            command += [str(value) for value in (*inherited, os.getpid(), number)]
+            command += [str(value) for value in (*inherited, os.getpid(), worker)]
             environment = {**os.environ, **_ONE_THREAD}
-            self._processes.append(
-                subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL, env=environment)
-            )
+            process = subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL, env=environment)
+        return _Link(answer, order), process
+
+    def _brief(self, worker: int) -> None:
+        with contextlib.suppress(BrokenPipeError):  # a worker that died already: its first answer tells
+            self._links[worker].writer.send_bytes(self._payload)
+
+    def _replace(self, worker: int, error: EnvironmentFailedError, running: Callable[[int], Running]) -> None:
+        """A new process in place of one that failed, its slots brought to where ``running`` says.
+
+        Raises:
+            EnvironmentFailedError: ``error``, or what came after it, if there were too many.
+        """
+        mine = [running(slot) for slot, owner in enumerate(self._owner) if owner == worker]
+        while True:
+            self.faults.append(str(error))
+            self._tries[worker] += 1
+            if self._tries[worker] > _RETRIES or len(self.faults) > _MOST_FAULTS:
+                raise error
+            time.sleep(_PAUSE * 2 ** (self._tries[worker] - 1))
+            self._processes[worker].kill()
+            self._processes[worker].wait()
+            self._links[worker].close()
+            self._links[worker], self._processes[worker] = self._launch(worker)
+            self._brief(worker)
+            self._order(worker, _RESTORE, mine)
+            try:
+                return self._answer(worker, len(mine))
+            except EnvironmentFailedError as again:
+                error = again
+
+    def _restore(self, episodes: Sequence[Running], running: Callable[[int], Running]) -> None:
+        work: dict[int, list[Running]] = {}
+        for episode in episodes:
+            work.setdefault(self._owner[episode.slot], []).append(episode)
+        for worker, mine in work.items():
+            self._order(worker, _RESTORE, mine)
+        for worker, mine in work.items():
+            try:
+                self._answer(worker, len(mine))
+            except EnvironmentFailedError as error:
+                self._replace(worker, error, running)
+            self._tries[worker] = 0
 
     def _order(self, worker: int, order: bytes, message: Any = None) -> None:
         link = self._links[worker]
-        try:
+        with contextlib.suppress(BrokenPipeError):  # dead: its answer tells why
             link.put(order)
             if message is not None:
                 link.writer.send(message)
-        except BrokenPipeError:
-            self._answer(worker)  # it may have said why before it died
-            raise
 
-    def _answer(self, worker: int) -> Any:
+    def _answer(self, worker: int, steps: int = 1) -> None:
+        """Wait for what may take as long as ``steps`` steps.
+
+        Raises:
+            EnvironmentFailedError: the worker raised, is gone, or has taken too long.
+        """
         link = self._links[worker]
+        if not link.reader.poll(self._patience * steps):
+            raise self._died(worker, f"did not answer for {self._patience * steps:g} s")
         try:
             answer = link.get()
             if answer == _DONE:
-                return None
-            if answer == _RESULT:
-                return link.reader.recv()
+                return
             if answer == _ERROR:
-                raise EnvironmentFailedError(f"{link.reader.recv()}\n(in worker process {worker})")
+                slot, message = link.reader.recv()
+                raise EnvironmentFailedError(f"{message}\n(in worker process {worker})", slot)
         except EOFError:
             pass  # died in the middle of its message
-        raise EnvironmentFailedError(self._obituary(worker))
-
-    def _obituary(self, worker: int) -> str:
         try:
             code = self._processes[worker].wait(_CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
             code = None
         how = f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
+        raise self._died(worker, how)
+
+    def _died(self, worker: int, how: str) -> EnvironmentFailedError:
         slot = int(self.buffers.busy[worker])
         began = slot != PARKED and self._owner[slot] == worker
         where = self.buffers.where(self._program, slot) if began else "before its first episode"
-        return f"{where}: worker process {worker} {how}"
+        return EnvironmentFailedError(f"{where}: worker process {worker} {how}", slot if began else None)
 
 
 def plan_moves(owner: Sequence[int], cost: Array, movable: Sequence[int], workers: int) -> dict[int, int]:
@@ -253,9 +304,8 @@ def main(memory: int, orders: int, answers: int, parent: int, number: int) -> No
                     runner.step()
                     link.put(_DONE)
                 elif order == _RESTORE:
-                    returns = runner.restore(link.reader.recv())
-                    link.put(_RESULT)
-                    link.writer.send(returns)
+                    runner.restore(link.reader.recv())
+                    link.put(_DONE)
                 elif order == _DROP:
                     runner.drop(link.reader.recv())
                     link.put(_DONE)
@@ -263,7 +313,8 @@ def main(memory: int, orders: int, answers: int, parent: int, number: int) -> No
         raise SystemExit(1) from None  # the parent is gone
     except Exception as error:
         link.put(_ERROR)
-        link.writer.send(f"{error}\n\n{''.join(traceback.format_exception(error))}")
+        message = f"{error}\n\n{''.join(traceback.format_exception(error))}"
+        link.writer.send((getattr(error, "slot", None), message))
         raise SystemExit(1) from error
 
 
@@ -278,7 +329,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _shut_down(owner: int, links: list[_Link], processes: list[subprocess.Popen[bytes]]) -> None:
+def _shut_down(owner: int, links: list[_Link], processes: list[subprocess.Popen[bytes]], memory: Any) -> None:
     if os.getpid() != owner:
         return  # a forked copy of the owner that exits: the workers are not its own
     for link in links:
@@ -286,6 +337,7 @@ def _shut_down(owner: int, links: list[_Link], processes: list[subprocess.Popen[
         with contextlib.suppress(BrokenPipeError):
             link.put(_QUIT)
         link.close()
+    memory.close()
     deadline = time.monotonic() + _CLOSE_SECONDS
     for process in processes:
         try:
