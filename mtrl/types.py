@@ -8,7 +8,7 @@ Everything here is data or a protocol. It imports no environment package and no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -50,6 +50,8 @@ class Task:
         spaces: (observation space, action space) of one row, if the suite knows them without building an
             environment. Saves one build per task at start; ``check_suite`` compares it with the real ones.
         protocol: what a result must name to be comparable (package version, reward version, goal mode, ...).
+        batch: makes a ``Batch`` that steps so many slots of the given tasks at once, with the same numbers as the
+            environments of ``build``; None if there is none. Tasks with the same ``batch`` share one.
     """
 
     name: str
@@ -60,11 +62,48 @@ class Task:
     agents: int = 1
     spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None
     protocol: Mapping[str, str] = field(default_factory=dict)
+    batch: Callable[[Sequence[Task], int], Batch] | None = None
 
     def normalise(self, ret: float) -> float:
         """Map a raw episode return to the normalised score: 0 = random, 1 = reference."""
         low, high = self.score
         return (ret - low) / (high - low)
+
+
+class Outcome(NamedTuple):
+    """What a step of a ``Batch`` of S slots did: ``reward`` [S] (or [S, agents]), and [S] bool each of ``terminated``,
+    ``truncated`` and ``success``. Entries of slots that were not stepped are not read."""
+
+    reward: Array
+    terminated: Array
+    truncated: Array
+    success: Array
+
+
+class Batch(Protocol):
+    """S episodes stepped together: the optional fast face of a suite (``Task.batch``).
+
+    An episode must depend on (task, seed, actions) alone, not on its neighbours. ``mask`` [S] bool says which slots a
+    call is about; the others stay as they are. Nothing restarts by itself.
+    """
+
+    def reset(self, mask: Array, seeds: Array, task: Array) -> None:
+        """Begin episodes: ``seeds`` [S] int64, ``task`` [S] int64 counts the tasks that the batch was made of."""
+        ...
+
+    def step(self, actions: Array, mask: Array) -> Outcome:
+        """Play ``actions`` [S, agents] int64 or [S, agents, a] float32."""
+        ...
+
+    def leaves(self) -> Mapping[str, Array]:
+        """Present observations, [S, agents, ...] for every leaf; may be overwritten later.
+
+        Teams may leave ``alive`` out if nobody leaves before the end; otherwise rows of the dead hold zeros, and
+        action 0 as the only legal one.
+        """
+        ...
+
+    def close(self) -> None: ...
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ from gymnasium.vector.utils import batch_space
 
 from mtrl.spaces import Codec, codec, make_spec
 from mtrl.types import Array, Assignment, Decision, Episode, Group, Journal, Layout, Obs, Schedule, Spec, Step, Task
+from mtrl.vector.runner import Runner
 from mtrl.vector.schedule import Pinned
 from mtrl.vector.slots import (
     PARKED,
@@ -25,7 +26,6 @@ from mtrl.vector.slots import (
     EnvironmentFailedError,
     Place,
     Program,
-    Runner,
     Running,
     Slot,
     action_array,
@@ -278,7 +278,7 @@ class MultiTaskVectorEnv(VectorEnv):
             self._forget()
             self._set_next(ended)
             following = self._observe(leaves, ended)
-            movable = [slot for slot in ended if self._current[slot]]
+            movable = [slot for slot in ended if self._current[slot] and not self._places[slot].batched]
             self._guard(lambda: self._backend.rebalance(movable, self._running))
         self.obs = following
         step = Step(before, decision, reward, terminated, truncated, success, after, was_active)
@@ -621,6 +621,7 @@ def _program(
     row = 0
     for group in spec.groups:
         start = row
+        batched = _batched([index for index in group.tasks if index in given], {i: one[0] for i, one in given.items()})
         for index in group.tasks:
             if index not in given:
                 continue
@@ -633,14 +634,27 @@ def _program(
                 )
             for _ in range(count):
                 stop = row + task.agents
-                places.append(
-                    Place(len(places), group.name, task.agents, slice(row, stop), slice(row - start, stop - start))
-                )
+                rows, local = slice(row, stop), slice(row - start, stop - start)
+                places.append(Place(len(places), group.name, task.agents, rows, local, batched.get(index, ())))
                 row = stop
         if row > start:
             groups.append(group)
     by_id = {index: task for index, (task, _, _) in given.items()}
     return Program(by_id, {index: one for index, (_, one, _) in given.items()}, tuple(places), tuple(groups))
+
+
+def _batched(ids: Sequence[int], tasks: Mapping[int, Task]) -> dict[int, tuple[int, ...]]:
+    """The tasks of one group that are stepped together with each of ``ids``.
+
+    A slot may be sent any task of its group and team size, so these must all agree on how they are stepped.
+    """
+    found: dict[int, tuple[int, ...]] = {}
+    for size in {tasks[index].agents for index in ids}:
+        own = tuple(sorted(index for index in ids if tasks[index].agents == size))
+        batch = tasks[own[0]].batch
+        if batch is not None and all(tasks[index].batch == batch for index in own):
+            found |= dict.fromkeys(own, own)
+    return found
 
 
 def _accepted(group: Group, rows: slice) -> _Accepted:

@@ -7,8 +7,7 @@ lives is the backend's business. So the very same code runs in the training proc
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ from mtrl.types import Array, Group, Journal, Task
 
 PARKED = -1
 _ALIGN = 64  # bytes; arrays start on cache lines of their own
-COST_STEPS = 500  # that the moving average of step times spans, so that a reset now and then does not upset it
 
 
 class EnvironmentFailedError(RuntimeError):
@@ -46,13 +44,15 @@ class Running(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a slot's rows lie: ``rows`` in the vector, ``local`` inside the arrays of its group."""
+    """Where a slot's rows lie: ``rows`` in the vector, ``local`` inside the arrays of its group. ``batched``: the tasks
+    that are stepped together with its own; empty if it is stepped by itself."""
 
     slot: int
     group: str
     agents: int
     rows: slice
     local: slice
+    batched: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -350,41 +350,3 @@ class Slot:
     def _failed(self, what: str) -> EnvironmentFailedError:
         slot = self.place.slot
         return EnvironmentFailedError(f"{self._buffers.where(self._program, slot)}: {what}", slot)
-
-
-class Runner:
-    """The slots of one process; ``number`` is the worker's, 0 in process."""
-
-    def __init__(self, program: Program, buffers: Buffers, number: int = 0) -> None:
-        self._program, self._buffers, self._number = program, buffers, number
-        self._slots: dict[int, Slot] = {}
-
-    def restore(self, episodes: Iterable[Running]) -> None:
-        """Bring slots to where their episodes lead."""
-        for episode in episodes:
-            index = episode.slot
-            self._buffers.busy[self._number] = index
-            if index not in self._slots:
-                self._slots[index] = Slot(self._program.places[index], self._program, self._buffers)
-            self._slots[index].restore(episode)
-
-    def step(self) -> None:
-        """Step every slot once, measuring each."""
-        cost, busy, number, clock = self._buffers.cost, self._buffers.busy, self._number, time.perf_counter
-        before = clock()
-        for index, slot in self._slots.items():
-            busy[number] = index
-            slot.step()
-            after = clock()
-            cost[index] += (after - before - cost[index]) / COST_STEPS
-            before = after
-
-    def drop(self, index: int) -> None:
-        """Give a slot up."""
-        self._slots.pop(index).close()
-
-    def close(self) -> None:
-        """Close every environment."""
-        for slot in self._slots.values():
-            slot.close()
-        self._slots.clear()

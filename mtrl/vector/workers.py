@@ -34,7 +34,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtrl.types import Array
-from mtrl.vector.slots import COST_STEPS, PARKED, Buffers, EnvironmentFailedError, Program, Runner, Running
+from mtrl.vector.runner import COST_STEPS, Runner
+from mtrl.vector.slots import PARKED, Buffers, EnvironmentFailedError, Program, Running
 
 # Orders and answers are single bytes in pipes (a round trip takes 5.6 us, as with semaphores, and 9.3 us over sockets);
 # those with contents are followed by one pickled message.
