@@ -121,9 +121,7 @@ class BattleEnv(ParallelEnv[str, Observation, int]):
 
     def _observe(self) -> dict[str, Any]:
         obs, legal = self.battles.obs[0].copy(), self.battles.legal[0].astype(np.int8)
-        return {
-            agent: {"observation": obs[i], "action_mask": legal[i]} for i, agent in enumerate(self.possible_agents)
-        }
+        return {agent: {"observation": obs[i], "action_mask": legal[i]} for i, agent in enumerate(self.possible_agents)}
 
     def _infos(self, won: bool) -> Infos:
         alive, illegal = self.battles.alive[0].tolist(), int(self.battles.clocks.illegal[0])
