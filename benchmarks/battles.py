@@ -3,11 +3,11 @@
     python benchmarks/battles.py [--maps 3m 2s3z 27m_vs_30m] [--batches 1 8 64 512] [--seconds 2]
     python benchmarks/battles.py --scores [--battles 4096]
 
-The first form plays random legal actions. A step includes drawing the actions, the enemies' policy, observations, global
-state, legal actions and the resets of ended battles. CPU-seconds count all threads of the process (XLA uses several),
-compilation is not timed. SMAX (jaxmarl 0.2.0, ``pip install "mtrl-suite[smax]"``) plays the same maps with its own
-scripted enemies, random legal actions and auto-reset, vectorised over 64 battles, and over 400 without resets, its
-fastest setting.
+The first form plays random legal actions. A step includes drawing the actions, the enemies' policy, observations,
+global state, legal actions and the resets of ended battles. CPU-seconds count all threads of the process (XLA uses
+several), compilation is not timed. SMAX (jaxmarl 0.2.0, ``pip install "mtrl-suite[smax]"``) plays the same maps with
+its own scripted enemies, random legal actions and auto-reset, vectorised over 64 battles, and over 400 without resets,
+its fastest setting.
 
 The second form measures the score scale of the suite (mean returns of random legal actions and of the scripted policy)
 and writes ``envs/mtrl_envs/smac/scores.json``.
@@ -16,6 +16,7 @@ and writes ``envs/mtrl_envs/smac/scores.json``.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import time
@@ -64,11 +65,9 @@ def rate(name: str, size: int, seconds: float) -> float:
 
 def smax_rate(name: str, size: int, seconds: float, *, resets: bool) -> float:
     """The same of SMAX, ``size`` battles under ``vmap``."""
-    import jax
-    import jax.numpy as jnp
-    from jaxmarl.environments.smax import HeuristicEnemySMAX, map_name_to_scenario
-
-    env: Any = HeuristicEnemySMAX(scenario=map_name_to_scenario(name))
+    jax: Any = importlib.import_module("jax")
+    jnp, smax = jax.numpy, importlib.import_module("jaxmarl.environments.smax")
+    env: Any = smax.HeuristicEnemySMAX(scenario=smax.map_name_to_scenario(name))
 
     def step(carry: Any, _: Any) -> tuple[Any, Any]:
         key, state = carry

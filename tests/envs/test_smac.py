@@ -85,7 +85,7 @@ def test_other_names_are_unknown(name: str) -> None:
 
 
 def test_a_misspelt_name_is_told_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean '5m_vs_6m'.*letters: m marine"):
+    with pytest.raises(UnknownNameError, match=r"did you mean '5m_vs_6m'.*letters: m marine"):
         SMAC().tasks("5m_v_6m")
 
 
@@ -354,7 +354,7 @@ def test_the_table_of_types_has_the_kernels_rows() -> None:
     names = ("VELOCITY", "DAMAGE", "RANGE", "SIGHT", "RADIUS", "HEALTH", "COOLDOWN")
     assert [getattr(kernels, name) - kernels.VELOCITY for name in names] == list(range(7))
     assert stats().shape == (kernels.NUM_TYPES, 7)
-    assert [field for field in TYPES[0]._fields[2:]] == [name.lower() for name in names]
+    assert list(TYPES[0]._fields[2:]) == [name.lower() for name in names]
 
 
 # Pictures.

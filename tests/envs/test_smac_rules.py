@@ -12,8 +12,21 @@ pytest.importorskip("numba")
 from mtrl_envs.smac import kernels
 from mtrl_envs.smac.battle import Battles
 from mtrl_envs.smac.kernels import (
-    COOLDOWN, DAMAGE, HEALTH, LIFE, MEMORY, MOVE, RADIUS, SHOTS, STOP, TARGET, TICKS, WAIT, X, Y,
-)  # fmt: skip
+    COOLDOWN,
+    DAMAGE,
+    HEALTH,
+    LIFE,
+    MEMORY,
+    MOVE,
+    RADIUS,
+    SHOTS,
+    STOP,
+    TARGET,
+    TICKS,
+    WAIT,
+    X,
+    Y,
+)
 from mtrl_envs.smac.scenarios import HORIZON, TYPES, Rules, parse
 
 ATTACK = 5  # the first attack action
@@ -117,7 +130,7 @@ def test_range_is_strict(kind: int) -> None:
     assert inside.floats[0, LIFE, 1] == 45 - TYPES[kind].damage
 
 
-# A shot at tick t sets the cooldown c; it falls by 1/16 from tick t + 1 on, so the next one is ceil(16 c) + 1 ticks later.
+# A shot sets the cooldown c, which falls by 1/16 from the next tick on: the next shot is ceil(16 c) + 1 ticks later.
 @pytest.mark.parametrize(("kind", "shots"), list(enumerate((8, 5, 3, 6, 9, 8))), ids=LETTERS)
 def test_shots_in_80_ticks(kind: int, shots: int) -> None:
     battles = arena(f"1{LETTERS[kind]}_vs_1s", [(8, 16), (9.5, 16)])
@@ -258,7 +271,8 @@ def test_truncated_after_exactly_100_steps_then_still() -> None:
         assert not outcome.terminated[0]
     before = battles.floats.copy()
     outcome = battles.step(np.array([[UP]]))
-    assert not (outcome.terminated[0] or outcome.truncated[0])
+    assert not (outcome.terminated[0])
+    assert not (outcome.truncated[0])
     assert outcome.reward[0] == 0
     np.testing.assert_array_equal(before, battles.floats)
 

@@ -1,9 +1,9 @@
 """Team battles after SMAC (Samvelyan et al. 2019, https://arxiv.org/abs/1902.04043) by the rules of SMAX (Rutherford et
 al. 2023, https://arxiv.org/abs/2311.10090), as a suite of teams; ``docs/battles.md`` states the rules.
 
-Groups are ``all`` (the maps of SMAX) and the task sets of ODIS (Zhang et al., ICLR 2023) for transfer to team sizes that
-were never trained on: ``marine-easy``, ``marine-hard`` and ``stalker-zealot``, each as ``-train``, ``-test`` (with the
-training maps, as published) and ``-heldout`` (without them). Any teams can be named: ``smac/4m``, ``smac/3h_vs_4z``.
+Groups are ``all`` (the maps of SMAX) and the task sets of ODIS (Zhang et al., ICLR 2023) for transfer to team sizes
+that were never trained on: ``marine-easy``, ``marine-hard`` and ``stalker-zealot``, each as ``-train``, ``-test`` (with
+the training maps, as published) and ``-heldout`` (without them). Any teams can be named: ``smac/4m``, ``smac/3h_vs_4z``.
 
 Listing tasks imports neither numba nor PettingZoo; building them needs ``pip install "mtrl-suite[smac]"``.
 """

@@ -27,10 +27,10 @@ class BattleEnv(ParallelEnv[str, Observation, int]):
     """The allies of one battle as agents ``ally_0``, ``ally_1``, ...; the enemies are scripted.
 
     Observations are ``{"observation": [D] float32, "action_mask": [A] int8}``; ``state()`` is [S] float32, for critics.
-    All agents get the team's reward. A unit that dies stays in ``agents`` until the battle ends, sees zeros and can only
-    stop: its team's later reward is still its own, since it may have been won by its sacrifice. ``infos`` say whether
-    the agent is ``alive``, whether the battle was won (``success``) and how many ``illegal_actions`` the team has sent
-    (they make a unit idle). A battle is truncated after 100 steps.
+    All agents get the team's reward. A unit that dies stays in ``agents`` until the battle ends, sees zeros and can
+    only stop: its team's later reward is still its own, since it may have been won by its sacrifice. ``infos`` say
+    whether the agent is ``alive``, whether the battle was won (``success``) and how many ``illegal_actions`` the team
+    has sent (they make a unit idle). A battle is truncated after 100 steps.
 
     ``reset(seed)`` decides the battle together with the actions: it equals battle b of ``Battles`` started with this
     seed, bit for bit.

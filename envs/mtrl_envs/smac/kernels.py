@@ -1,8 +1,8 @@
 """The rules of a battle, compiled by numba: one battle after the other, one unit after the other.
 
 The rules are those of SMAX 0.2.0 (Rutherford et al. 2023, https://arxiv.org/abs/2311.10090), written afresh;
-``docs/battles.md`` states them and lists every difference. Arithmetic is float32 in a fixed order without contraction or
-reassociation, so that a battle gives the same bits whatever else is in the batch.
+``docs/battles.md`` states them and lists every difference. Arithmetic is float32 in a fixed order without contraction
+or reassociation, so that a battle gives the same bits whatever else is in the batch.
 
 Compiled code is cached where numba's ``cache=True`` puts it: ``__pycache__`` beside this file, or the user's cache
 folder if that is read-only (``NUMBA_CACHE_DIR`` overrides). Numba sees that the code is stale by *this file's* content,
@@ -44,8 +44,8 @@ F_ROWS, K_ROWS = 13, 5
 
 
 class Clocks(NamedTuple):
-    """Of B battles, arrays [B]: ``key`` uint64 (the mixed seed), ``step`` int64, ``over`` bool (ended, or never started),
-    ``illegal`` int64 (actions refused so far)."""
+    """Of B battles, arrays [B]: ``key`` uint64 (the mixed seed), ``step`` int64, ``over`` bool (ended, or never
+    started), ``illegal`` int64 (actions refused so far)."""
 
     key: Array
     step: Array
@@ -54,7 +54,7 @@ class Clocks(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one step brought, arrays [B]: ``reward`` float64 of the allies, ``terminated``, ``truncated``, ``won`` bool."""
+    """What one step brought, arrays [B]: the allies' ``reward`` float64; ``terminated``, ``truncated``, ``won`` bool."""
 
     reward: Array
     terminated: Array
@@ -68,7 +68,7 @@ def _entry(function: Any) -> Any:
 
 
 @numba.njit
-def mix(z):
+def mix(z: Any) -> Any:
     """The finaliser of splitmix64 (Steele et al. 2014): uint64 -> uint64."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -76,21 +76,21 @@ def mix(z):
 
 
 @numba.njit
-def uniform(key, step, stream, index):
+def uniform(key: Any, step: int, stream: int, index: int) -> Any:
     """The float32 in [0, 1) that belongs to (key, step, stream, index): no generator, hence no state to keep."""
     counter = np.uint64(((step << 2 | stream) << 16) + index + 1)
     return np.float32(mix(key + counter * _GOLDEN) >> np.uint64(40)) * np.float32(2**-24)
 
 
 @numba.njit
-def distance(f, i, j):
+def distance(f: Array, i: int, j: int) -> float:
     """Between the centres of units i and j."""
     dx, dy = f[X, j] - f[X, i], f[Y, j] - f[Y, i]
     return math.sqrt(dx * dx + dy * dy)
 
 
 @numba.njit
-def push_apart(f, push):
+def push_apart(f: Array, push: Array) -> None:
     """Living units that overlap move apart, all at once: each by half the overlap, along the line of their centres.
     ``push`` [2, U] float32 is scratch."""
     n = f.shape[1]
@@ -117,7 +117,7 @@ def push_apart(f, push):
 
 
 @numba.njit
-def _place(f, key, n_allies):
+def _place(f: Array, key: Any, n_allies: int) -> None:
     """Where the units of a fixed map start: in a square of 4 x 4 around (8, 16) or (24, 16)."""
     for i in range(f.shape[1]):
         centre = _QUARTER if i < n_allies else _SIZE - _QUARTER
@@ -126,7 +126,7 @@ def _place(f, key, n_allies):
 
 
 @numba.njit
-def _place_randomly(f, key, n_allies):
+def _place_randomly(f: Array, key: Any, n_allies: int) -> None:
     """SMACv2's starts: teams mirrored, or one team in the centre and the other around it in up to four groups."""
     n = f.shape[1]
     coins = 4 * n
@@ -152,7 +152,17 @@ def _place_randomly(f, key, n_allies):
 
 
 @_entry
-def reset(floats, ints, clocks, stats, n_allies, kinds, drawn, mask, seeds):
+def reset(
+    floats: Array,
+    ints: Array,
+    clocks: Clocks,
+    stats: Array,
+    n_allies: int,
+    kinds: Array,
+    drawn: Array,
+    mask: Array,
+    seeds: Array,
+) -> None:
     """Start the battles in ``mask`` [B] with ``seeds`` [B] uint64. ``kinds`` [B, U] int16 are their types unless
     ``drawn`` [B], which draws types and places. ``stats`` [6, 7] float32 is the table of types."""
     n = floats.shape[2]
@@ -183,7 +193,7 @@ def reset(floats, ints, clocks, stats, n_allies, kinds, drawn, mask, seeds):
 
 
 @numba.njit
-def script(f, k, i, key, step, n_allies, shoots, random_target):
+def script(f: Array, k: Array, i: int, key: Any, step: int, n_allies: int, shoots: bool, random_target: bool) -> int:
     """What the scripted policy makes unit i do: 0-3 move, 5 + j attack unit j of the battle. Updates its memory.
 
     It keeps its last target while that is in range, else takes the closest (or a random) one; without any in range it
@@ -225,7 +235,7 @@ def script(f, k, i, key, step, n_allies, shoots, random_target):
 
 
 @numba.njit
-def _pick(f, i, first, last, reach, skip):
+def _pick(f: Array, i: int, first: int, last: int, reach: float, skip: int) -> int:
     """The living unit number ``skip`` of [first, last) that is nearer to i than ``reach``."""
     for j in range(first, last):
         if f[LIFE, j] > _ZERO and distance(f, i, j) < reach:
@@ -236,7 +246,7 @@ def _pick(f, i, first, last, reach, skip):
 
 
 @numba.njit
-def is_legal(f, i, action, n_allies):
+def is_legal(f: Array, i: int, action: int, n_allies: int) -> bool:
     """Whether ally i may take ``action`` now."""
     if action == STOP:
         return True
@@ -249,9 +259,9 @@ def is_legal(f, i, action, n_allies):
 
 
 @numba.njit
-def fight(f, k, noise, walls, damage, push):
-    """The 8 ticks of a step, with the units' ``move`` and ``target`` fixed; ``noise`` [8, U] is added to the cooldown of
-    a shot at its tick (seconds). ``damage`` [U] and ``push`` [2, U] float32 are scratch."""
+def fight(f: Array, k: Array, noise: Array, walls: bool, damage: Array, push: Array) -> None:
+    """The 8 ticks of a step, with MOVE and TARGET fixed; ``noise`` [8, U] (seconds) is added to the cooldown of a shot
+    at its tick. ``damage`` [U] and ``push`` [2, U] float32 are scratch."""
     n = f.shape[1]
     for i in range(n):
         k[SHOTS, i] = 0
@@ -294,9 +304,19 @@ def fight(f, k, noise, walls, damage, push):
 
 
 @_entry
-def step(floats, ints, clocks, outcome, rules, n_allies, limit, actions, mask):
-    """One step of the battles in ``mask`` [B] that are not over; the others stand still. ``actions`` [B, n_allies]. Battles
-    are truncated after ``limit`` steps."""
+def step(
+    floats: Array,
+    ints: Array,
+    clocks: Clocks,
+    outcome: Outcome,
+    rules: Any,
+    n_allies: int,
+    limit: int,
+    actions: Array,
+    mask: Array,
+) -> None:
+    """One step of the battles in ``mask`` [B] that are not over; the others stand still. ``actions`` [B, n_allies] are
+    int64. Battles are truncated after ``limit`` steps."""
     n = floats.shape[2]
     n_enemies = n - n_allies
     noise, before = np.empty((TICKS, n), np.float32), np.empty(n, np.float32)
@@ -339,7 +359,7 @@ def step(floats, ints, clocks, outcome, rules, n_allies, limit, actions, mask):
 
 
 @_entry
-def script_allies(floats, ints, clocks, n_allies, actions):
+def script_allies(floats: Array, ints: Array, clocks: Clocks, n_allies: int, actions: Array) -> None:
     """Write the scripted policy's ``actions`` [B, n_allies] for the allies; the dead stop."""
     for b in range(len(actions)):
         f, k = floats[b], ints[b]
@@ -352,8 +372,17 @@ def script_allies(floats, ints, clocks, n_allies, actions):
 
 
 @_entry
-def observe(floats, ints, n_allies, see_enemy_actions, mask, obs, state, legal):
-    """Write ``obs`` [B, n_allies, D] and ``state`` [B, S] float32 and ``legal`` [B, n_allies, A] bool where ``mask``."""
+def observe(
+    floats: Array,
+    ints: Array,
+    n_allies: int,
+    see_enemy_actions: bool,
+    mask: Array,
+    obs: Array,
+    state: Array,
+    legal: Array,
+) -> None:
+    """Where ``mask`` [B], write ``obs`` [B, n_allies, D], ``state`` [B, S] float32 and ``legal`` [B, n_allies, A] bool."""
     n = floats.shape[2]
     for b in range(len(mask)):
         if not mask[b]:
@@ -387,7 +416,7 @@ def observe(floats, ints, n_allies, see_enemy_actions, mask, obs, state, legal):
 
 
 @numba.njit
-def _own_features(f, k, i, out, at):
+def _own_features(f: Array, k: Array, i: int, out: Array, at: int) -> None:
     """Write 10 numbers of unit i: health, place, cooldown, type; in 0..1 while it is on the map, zeros when dead."""
     for column in range(at, at + OWN_FEATURES):
         out[column] = _ZERO
@@ -400,7 +429,7 @@ def _own_features(f, k, i, out, at):
 
 
 @numba.njit
-def _attack_feature(target, j, n_allies, n_enemies):
+def _attack_feature(target: int, j: int, n_allies: int, n_enemies: int) -> Any:
     """The last attack action of unit j over its team's largest action; enemies number the allies from the last one."""
     if target < 0:
         return _ZERO

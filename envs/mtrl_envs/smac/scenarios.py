@@ -1,4 +1,5 @@
-"""Unit types, maps and rules of the battles; every number is SMAX 0.2.0's (https://arxiv.org/abs/2311.10090, Apache-2.0).
+"""Unit types, maps and rules of the battles; all numbers are SMAX 0.2.0's (https://arxiv.org/abs/2311.10090,
+Apache-2.0).
 
 A map's name says its teams: ``3s5z_vs_3s6z`` is 3 stalkers and 5 zealots against 3 stalkers and 6 zealots, ``3m`` is 3
 marines on each side, ``smacv2_5_units`` draws 5 units and their places anew in every battle.
@@ -68,8 +69,8 @@ class Rules(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenario:
-    """A map. ``allies`` and ``enemies`` are indices into ``TYPES``, in the order of the units; ``random`` (SMACv2): both
-    are only as long as the teams, types and places are drawn at every reset."""
+    """A map. ``allies`` and ``enemies`` are indices into ``TYPES``, in the order of the units. ``random`` (SMACv2):
+    only their lengths count, types and places are drawn at every reset."""
 
     name: str
     allies: tuple[int, ...]
@@ -150,7 +151,7 @@ def parse(name: str) -> Scenario:
             f"{one.letters} {one.name}" for one in TYPES
         )
         raise UnknownNameError("task or group of suite 'smac'", name, choices, f"{hint}; at most {MAX_TEAM} a side)")
-    return Scenario(name, *teams)
+    return Scenario(name, teams[0], teams[1])
 
 
 def _team(text: str) -> tuple[int, ...]:
