@@ -167,7 +167,7 @@ def test_the_dead_stay_and_are_paid() -> None:
     env = build("3m")
     _, infos = env.reset(seed=0)
     assert all(info["alive"] and info["success"] is False for info in infos.values())
-    dead = 0
+    dead, terminated = 0, {}
     while env.agents:
         acting = env.agents
         obs, rewards, terminated, _, infos = env.step(env.script())
@@ -262,7 +262,7 @@ def test_a_batch_is_its_battles_bit_for_bit(names: tuple[str, ...]) -> None:
         batch.reset(over, seeds, chosen)
         for b in np.flatnonzero(over):
             singles[b].reset(one, seeds[b : b + 1], chosen[b : b + 1])
-            assert equal(arrays(batch, b), arrays(singles[b], 0))
+            assert equal(arrays(batch, int(b)), arrays(singles[b], 0))
     assert ended
 
 
@@ -374,7 +374,9 @@ def test_a_frame_shows_both_teams_where_they_are() -> None:
         assert np.argmin(distances) == (i >= 3)
     for _ in range(9):
         env.step(env.script())
-    assert not np.array_equal(frame, env.render())
+    later = env.render()
+    assert later is not None
+    assert not np.array_equal(frame, later)
 
 
 def test_no_frame_without_a_render_mode() -> None:

@@ -80,7 +80,7 @@ def test_the_dead_neither_move_nor_push_nor_shoot() -> None:
     battles = arena("2m_vs_1m", [(10, 10), (10.1, 10), (12, 10)])
     battles.floats[0, LIFE, 0] = 0
     fight(battles, {0: ATTACK + 2})
-    np.testing.assert_array_equal(battles.floats[0, X, :2], np.float32([10, 10.1]))
+    np.testing.assert_array_equal(battles.floats[0, X, :2], np.array([10, 10.1], np.float32))
     assert battles.floats[0, LIFE, 2] == 45
     fight(battles, {0: UP})
     assert battles.floats[0, Y, 0] == 10
@@ -99,7 +99,7 @@ def test_overlapping_units_end_side_by_side(name: str, gap: float) -> None:
 def test_touching_units_stay() -> None:
     battles = arena("2m_vs_1m", [(10, 10), (10.75, 10), (30, 30)])
     fight(battles, {})
-    np.testing.assert_array_equal(battles.floats[0, X, :2], np.float32([10, 10.75]))
+    np.testing.assert_array_equal(battles.floats[0, X, :2], np.array([10, 10.75], np.float32))
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,13 @@ def test_walls_kill_unless_switched_off(place: Place, order: int) -> None:
 
 @pytest.mark.parametrize("kind", range(6), ids=LETTERS)
 def test_range_is_strict(kind: int) -> None:
-    reach = np.float32(TYPES[kind].range)
+    reach = TYPES[kind].range
     at = arena(f"1{LETTERS[kind]}_vs_1m", [(8, 16), (8 + reach, 16)])
     fight(at, {0: ATTACK + 1})
     assert at.floats[0, LIFE, 1] == 45
-    inside = arena(f"1{LETTERS[kind]}_vs_1m", [(8, 16), (np.nextafter(8 + reach, np.float32(0)), 16)])
+    inside = arena(
+        f"1{LETTERS[kind]}_vs_1m", [(8, 16), (float(np.nextafter(np.float32(8 + reach), np.float32(0))), 16)]
+    )
     fight(inside, {0: ATTACK + 1})
     assert inside.floats[0, LIFE, 1] == 45 - TYPES[kind].damage
 
@@ -157,7 +159,7 @@ def test_the_noise_of_a_battle_lies_between_minus_one_and_two_ticks() -> None:
     battles = Battles([parse("1m_vs_1s")], size)
     every = np.ones(size, bool)
     battles.reset(every, np.arange(size))
-    battles.floats[:, X], battles.floats[:, Y] = np.float32([10, 14]), 16
+    battles.floats[:, X], battles.floats[:, Y] = np.array([10, 14], np.float32), 16
     battles.step(np.full((size, 1), ATTACK))
     noise = battles.floats[:, WAIT, 0] - (0.61 - 7 / 16)
     assert -1 / 16 <= noise.min() < -0.95 / 16
@@ -415,7 +417,7 @@ def test_actions_of_enemies_can_be_hidden() -> None:
 
 
 def test_sight_is_strict_and_ends_with_death() -> None:
-    battles = arena("1m_vs_2m", [(8, 16), (17, 16), (np.nextafter(np.float32(17), np.float32(0)), 16)])
+    battles = arena("1m_vs_2m", [(8, 16), (17, 16), (float(np.nextafter(np.float32(17), np.float32(0))), 16)])
     assert not battles.obs[0, 0, :13].any()
     assert battles.obs[0, 0, 13:26].any()
     battles.floats[0, LIFE, 2] = 0
@@ -470,7 +472,7 @@ def test_units_start_whole_ready_and_apart() -> None:
     assert (k[:, [TARGET, MEMORY]] == -1).all()
     names = [TYPES[kind].name for kind in k[0, kernels.KIND]]
     assert names == (["stalker"] * 3 + ["zealot"] * 5) * 2
-    np.testing.assert_array_equal(f[0, COOLDOWN], np.float32([1.87] * 3 + [0.86] * 5 + [1.87] * 3 + [0.86] * 5))
+    np.testing.assert_allclose(f[0, COOLDOWN], ([1.87] * 3 + [0.86] * 5) * 2)
 
 
 def test_smacv2_draws_types_and_places() -> None:
@@ -483,9 +485,9 @@ def test_smacv2_draws_types_and_places() -> None:
     np.testing.assert_allclose(share, 1 / 6, atol=4 * np.sqrt(5 / 36 / (size * n)))
     assert x.min() >= 1
     assert x.max() <= 31
-    centred = (np.hypot(x - 16, y - 16) < 4.5).reshape(size, 2, n).all(2)
+    centred = np.all((np.hypot(x - 16, y - 16) < 4.5).reshape(size, 2, n), axis=2)
     error = 4 * np.sqrt(0.25 / size)
-    surrounded = centred.any(1)
+    surrounded = np.any(centred, axis=1)
     assert surrounded.mean() == pytest.approx(0.5, abs=error)
     assert centred[surrounded, 0].mean() == pytest.approx(0.5, abs=1.5 * error)
     mirrored = np.isclose(x[:, :n], 32 - x[:, n:], atol=1.2) & np.isclose(y[:, :n], y[:, n:], atol=1.2)

@@ -3,7 +3,7 @@ al. 2023, https://arxiv.org/abs/2311.10090), as a suite of teams; ``docs/battles
 
 Groups are ``all`` (the maps of SMAX) and the task sets of ODIS (Zhang et al., ICLR 2023) for transfer to team sizes
 that were never trained on: ``marine-easy``, ``marine-hard`` and ``stalker-zealot``, each as ``-train``, ``-test`` (with
-the training maps, as published) and ``-heldout`` (without them). Any teams can be named: ``smac/4m``, ``smac/3h_vs_4z``.
+the training maps, as published) and ``-heldout`` (without them). Any teams can be named: ``4m``, ``3h_vs_4z``.
 
 Listing tasks imports neither numba nor PettingZoo; building them needs ``pip install "mtrl-suite[smac]"``.
 """

@@ -54,7 +54,7 @@ class Clocks(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one step brought, arrays [B]: the allies' ``reward`` float64; ``terminated``, ``truncated``, ``won`` bool."""
+    """What a step brought, arrays [B]: the allies' ``reward`` float64; ``terminated``, ``truncated``, ``won`` bool."""
 
     reward: Array
     terminated: Array
@@ -382,7 +382,7 @@ def observe(
     state: Array,
     legal: Array,
 ) -> None:
-    """Where ``mask`` [B], write ``obs`` [B, n_allies, D], ``state`` [B, S] float32 and ``legal`` [B, n_allies, A] bool."""
+    """Write ``obs`` [B, n_allies, D], ``state`` [B, S] float32, ``legal`` [B, n_allies, A] bool where ``mask`` [B]."""
     n = floats.shape[2]
     for b in range(len(mask)):
         if not mask[b]:
