@@ -1,8 +1,8 @@
 """Our rules against SMAX of jaxmarl 0.2.0, step by step from the same situation (``pip install "mtrl-suite[smax]"``).
 
 Before each step, positions, health, cooldowns and last actions are copied from the reference, which decides for its
-enemies; the allies act by the scripted policy or at random. Then both make the step, with the reference's own noise. What
-lies within rounding of a range or of a cooldown's end is skipped, since float32 orders of summation differ.
+enemies; the allies act by the scripted policy or at random. Then both make the step, with the reference's own noise.
+What lies within rounding of a range or of a cooldown's end is skipped, since float32 orders of summation differ.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-jax = pytest.importorskip("jax")
-smax = pytest.importorskip("jaxmarl.environments.smax")
+pytest.importorskip("jaxmarl")
 pytest.importorskip("numba")
 
 from mtrl_envs.smac import kernels
 from mtrl_envs.smac.battle import Battles
 from mtrl_envs.smac.kernels import ATTACK, KIND, LIFE, MEMORY, MOVE, RANGE, SIGHT, STOP, TARGET, TICKS, WAIT, X, Y
 from mtrl_envs.smac.scenarios import parse
+
+jax: Any = pytest.importorskip("jax")
+smax: Any = pytest.importorskip("jaxmarl.environments.smax")
 
 MAPS = ("3m", "2s3z", "5m_vs_6m", "3s_vs_5z", "3s5z", "6h_vs_8z", "3s5z_vs_3s6z")
 BATTLES = 6
@@ -89,7 +91,7 @@ class Comparison:
         self.legal = jax.jit(inner.get_avail_actions)
         self.noise = jax.jit(noise_of, static_argnums=1)
         self.battles = Battles([parse(name)], 1)
-        self.worst = dict.fromkeys(("place", "wait", "life", "reward", "obs", "state"), 0.0)
+        self.worst: dict[str, float] = dict.fromkeys(("place", "wait", "life", "reward", "obs", "state"), 0.0)
         self.steps = self.decisions = self.walks = 0
 
     def worse(self, name: str, ours: Any, theirs: Any) -> None:
