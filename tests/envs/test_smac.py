@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from mtrl.testing import check_suite
 from mtrl.vector import MultiTaskVectorEnv
 from mtrl_envs.smac import SMAC, Rules, build, kernels
 from mtrl_envs.smac.battle import Battles
-from mtrl_envs.smac.render import _TEAMS
+from mtrl_envs.smac.render import TEAMS, view
 from mtrl_envs.smac.scenarios import TYPES, groups, parse, stats
 
 with warnings.catch_warnings():
@@ -369,14 +371,24 @@ def test_a_frame_shows_both_teams_where_they_are() -> None:
     assert frame.dtype == np.uint8
     f = env.battles.floats[0]
     for i in range(6):
-        x, y = round(float(f[kernels.X, i]) * 20), 640 - round(float(f[kernels.Y, i]) * 20)
-        distances = [np.abs(frame[y, x].astype(int) - colour).sum() for colour in _TEAMS]
+        x, y = (round(place / 2) for place in view(env.battles, 0)(float(f[kernels.X, i]), float(f[kernels.Y, i])))
+        distances = [np.abs(frame[y, x].astype(int) - colour).sum() for colour in TEAMS]
         assert np.argmin(distances) == (i >= 3)
     for _ in range(9):
         env.step(env.script())
     later = env.render()
     assert later is not None
     assert not np.array_equal(frame, later)
+
+
+def test_the_picture_lies_on_the_map_and_holds_all_units() -> None:
+    battles = Battles([parse("2m")], 1)
+    battles.reset(np.ones(1, bool), np.array([0]))
+    battles.floats[0, kernels.X], battles.floats[0, kernels.Y] = (1, 2, 3, 4), (30, 31, 31, 30)
+    left, top, scale = view(battles, 0)
+    assert (left, top, 1280 / scale) == (0, 32, 14)
+    battles.floats[0, kernels.X] = 0, 10, 20, 32
+    assert view(battles, 0) == (0, 32, 40)
 
 
 def test_no_frame_without_a_render_mode() -> None:
@@ -394,6 +406,17 @@ def test_every_type_and_every_moment_can_be_drawn(name: str) -> None:
         if env.battles.clocks.step[0] % 8 == 0:
             env.render()
     assert env.render() is not None
+
+
+# The guide.
+
+
+def test_the_guides_code_runs() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "battles.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for code in blocks:
+        exec(compile(code, "battles.md", "exec"), {})
 
 
 # Statistics.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -51,7 +52,9 @@ class Battles:
         self._stats = stats()
         self._kinds = np.array([one.allies + one.enemies for one in scenarios], np.int16)
         self._drawn = np.array([one.random for one in scenarios])
-        self._every = np.ones(size, bool)
+        # What callers pass is copied into these: to a kernel, a strided or read-only array would be another type, and
+        # compile it anew.
+        self._chosen, self._actions = np.zeros(size, bool), np.zeros((size, self.n_allies), np.int64)
         self.floats = np.zeros((size, kernels.F_ROWS, n), np.float32)
         self.ints = np.zeros((size, kernels.K_ROWS, n), np.int16)
         self.clocks = Clocks(
@@ -109,8 +112,9 @@ class Battles:
             raise ValueError(
                 f"actions must be [{self.size}, {self.n_allies}] integers, got {actions.dtype} {actions.shape}"
             )
-        mask = self._every if mask is None else self._mask(mask)
+        mask = self._mask(True if mask is None else mask)
         moved = mask & ~self.clocks.over
+        self._actions[:] = actions
         kernels.step(
             self.floats,
             self.ints,
@@ -119,7 +123,7 @@ class Battles:
             self.rules,
             self.n_allies,
             HORIZON,
-            actions.astype(np.int64, order="C", copy=False),
+            self._actions,
             mask,
         )
         self._observe(moved)
@@ -131,11 +135,11 @@ class Battles:
         kernels.script_allies(self.floats, self.ints, self.clocks, self.n_allies, actions)
         return actions
 
-    def _mask(self, mask: Array) -> Array:
-        mask = np.asarray(mask)
-        if mask.shape != (self.size,) or mask.dtype != np.bool_:
-            raise ValueError(f"mask must be [{self.size}] bool, got {mask.dtype} {mask.shape}")
-        return mask
+    def _mask(self, mask: Array | Literal[True]) -> Array:
+        if mask is not True and (np.shape(mask) != (self.size,) or np.asarray(mask).dtype != np.bool_):
+            raise ValueError(f"mask must be [{self.size}] bool, got {np.asarray(mask).dtype} {np.shape(mask)}")
+        self._chosen[:] = mask
+        return self._chosen
 
     def _observe(self, mask: Array) -> None:
         see = self.rules.see_enemy_actions
