@@ -32,7 +32,7 @@ from mtrl_envs.smac.battle import Battles
 from mtrl_envs.smac.scenarios import groups, parse
 
 SCORES = Path(__file__).parents[1] / "envs" / "mtrl_envs" / "smac" / "scores.json"
-SMAX_STEPS = 128  # in one call, compiled as one loop
+SMAX_STEPS = 16  # in one call, compiled as one loop
 
 
 def random_legal(battles: Battles, rng: np.random.Generator) -> Array:
