@@ -108,7 +108,7 @@ def evaluate(name: str, act: Callable[[Battles], Array], battles: int) -> dict[s
     while not batch.clocks.over.all():
         outcome = batch.step(act(batch))
         ret += outcome.reward
-        won |= outcome.won
+        won |= outcome.success
     return {"return": float(ret.mean()), "win": float(won.mean()), "length": float(batch.clocks.step.mean())}
 
 

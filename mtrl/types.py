@@ -87,11 +87,11 @@ class Batch(Protocol):
     call is about; the others stay as they are. Nothing restarts by itself.
     """
 
-    def reset(self, mask: Array, seeds: Array, task: Array) -> None:
+    def reset(self, mask: Array, seeds: Array, task: Array, /) -> None:
         """Begin episodes: ``seeds`` [S] int64, ``task`` [S] int64 counts the tasks that the batch was made of."""
         ...
 
-    def step(self, actions: Array, mask: Array) -> Outcome:
+    def step(self, actions: Array, mask: Array, /) -> Outcome:
         """Play ``actions`` [S, agents] int64 or [S, agents, a] float32."""
         ...
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mtrl_envs.smac import SMAC, Rules, build, kernels
 from mtrl_envs.smac.battle import Battles
 from mtrl_envs.smac.render import TEAMS, view
 from mtrl_envs.smac.scenarios import TYPES, groups, parse, stats
+from tests.vector.drive import assert_same, drive
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # PettingZoo's tests import its own deprecated games
@@ -435,9 +437,31 @@ def test_statistics_agree_with_smax(name: str) -> None:
         while not battles.clocks.over.all():
             outcome = battles.step(battles.script() if scripted else random_legal(battles, rng))
             returns += outcome.reward
-            won |= outcome.won
+            won |= outcome.success
         rate = max(won.mean(), win, 1 / 400)
         assert won.mean() == pytest.approx(win, abs=error * np.sqrt(rate * (1 - rate)))
         assert returns.mean() == pytest.approx(ret, abs=error * returns.std() + 0.001)
         # The reference ends battles after 101 steps instead of 100, at most one step more per battle.
         assert battles.clocks.step.mean() == pytest.approx(length, abs=error * battles.clocks.step.std() + 0.2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batched_in_a_vector_as_one_by_one(workers: int) -> None:
+    """The vector's batched slots equal single ``ParallelEnv``s: maps of one size mixed, deaths, ends by time."""
+    maps = [SMAC().tasks(name)[0] for name in ("2s3z", "5m", "3s_vs_5z", "2m_vs_1z")]
+    tasks = [*maps[:2], replace(maps[2], horizon=30), replace(maps[3], horizon=12)]
+    plain = MultiTaskVectorEnv([replace(task, batch=None) for task in tasks], 3, seed=4)
+    batched = MultiTaskVectorEnv(tasks, 3, seed=4, workers=workers)
+    try:
+        plain.reset()
+        batched.reset()
+        assert_same(list(batched.obs), list(plain.obs))
+        seen = drive(plain, 120)
+        assert_same(drive(batched, 120), seen)
+        assert_same(batched.state_dict(), plain.state_dict())
+        ended = [episode for _, _, episodes in seen for episode in episodes]
+        assert {episode.task for episode in ended} == {0, 1, 2, 3}
+        assert {episode.terminated for episode in ended} == {True, False}
+    finally:
+        plain.close()
+        batched.close()

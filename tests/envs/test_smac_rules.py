@@ -173,7 +173,7 @@ def test_two_units_can_kill_each_other_and_nobody_wins() -> None:
     outcome = battles.step(np.array([[ATTACK]]))
     assert not battles.floats[0, LIFE].any()
     assert outcome.terminated[0]
-    assert not outcome.won[0]
+    assert not outcome.success[0]
     assert not outcome.truncated[0]
     assert outcome.reward[0] == pytest.approx(9 / 45)
 
@@ -248,8 +248,8 @@ def test_a_won_battle_returns_two() -> None:
     while not battles.clocks.over.all():
         outcome = battles.step(battles.script())
         ret += outcome.reward
-        won |= outcome.won
-        lost |= outcome.terminated & ~outcome.won
+        won |= outcome.success
+        lost |= outcome.terminated & ~outcome.success
         assert not (outcome.terminated & outcome.truncated).any()
     assert 0 < won.sum() < size
     np.testing.assert_allclose(ret[won], 2, atol=1e-6)
@@ -261,7 +261,7 @@ def test_an_enemy_that_dies_at_a_wall_is_paid() -> None:
     battles = arena("1m_vs_1m", [(10, 10), (20, 32.3)])  # as if pushed over the border
     outcome = battles.step(np.array([[STOP]]))
     assert outcome.reward[0] == pytest.approx(2)
-    assert outcome.won[0]
+    assert outcome.success[0]
     assert outcome.terminated[0]
 
 

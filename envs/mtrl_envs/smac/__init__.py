@@ -105,6 +105,7 @@ class SMAC:
             score_source=_MEASURED if measured else "bounds of the return: nobody hurt, every enemy dead",
             agents=len(scenario.allies),
             protocol={"rules": VERSION, "map": scenario.name} | {k: str(v) for k, v in self.rules._asdict().items()},
+            batch=self.batch,
         )
 
 

@@ -7,12 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from mtrl.types import Array
+from mtrl.types import Array, Outcome
 from mtrl_envs.smac import kernels
-from mtrl_envs.smac.kernels import Clocks, Outcome
+from mtrl_envs.smac.kernels import Clocks
 from mtrl_envs.smac.scenarios import HORIZON, Rules, Scenario, stats
-
-__all__ = ["Battles", "Outcome"]
 
 
 class Battles:
@@ -128,6 +126,14 @@ class Battles:
         )
         self._observe(moved)
         return self._outcome
+
+    def leaves(self) -> dict[str, Array]:
+        """Observations as mtrl wants them of a team, [B, n_allies, ...]; views of what the next call overwrites."""
+        shape = (self.size, self.n_allies, self.state.shape[1])
+        return {"vector": self.obs, "legal": self.legal, "state": np.broadcast_to(self.state[:, None], shape)}
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
     def script(self) -> Array:
         """Actions [B, n_allies] int64 of the enemies' own policy, mirrored; call it once before each step."""

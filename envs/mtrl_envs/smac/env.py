@@ -91,7 +91,7 @@ class BattleEnv(ParallelEnv[str, Observation, int]):
         if not self.agents or set(actions) != set(self.agents):
             raise ValueError(f"step needs an action for each of {self.agents} (none: reset first), got {list(actions)}")
         outcome = self.battles.step(np.array([[int(actions[agent]) for agent in self.possible_agents]]))
-        reward, won = float(outcome.reward[0]), bool(outcome.won[0])
+        reward, won = float(outcome.reward[0]), bool(outcome.success[0])
         terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
         agents = self.agents
         self.agents = [] if terminated or truncated else agents

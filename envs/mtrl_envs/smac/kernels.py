@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from mtrl.types import Array
+from mtrl.types import Array, Outcome
 
 NUM_TYPES = 6
 UP, RIGHT, DOWN, LEFT, STOP = range(5)
@@ -51,15 +51,6 @@ class Clocks(NamedTuple):
     step: Array
     over: Array
     illegal: Array
-
-
-class Outcome(NamedTuple):
-    """What a step brought, arrays [B]: the allies' ``reward`` float64; ``terminated``, ``truncated``, ``won`` bool."""
-
-    reward: Array
-    terminated: Array
-    truncated: Array
-    won: Array
 
 
 def _entry(function: Any) -> Any:
@@ -322,7 +313,7 @@ def step(
     noise, before = np.empty((TICKS, n), np.float32), np.empty(n, np.float32)
     damage, push = np.empty(n, np.float32), np.empty((2, n), np.float32)
     for b in range(len(mask)):
-        outcome.reward[b], outcome.won[b] = 0.0, False
+        outcome.reward[b], outcome.success[b] = 0.0, False
         outcome.terminated[b] = outcome.truncated[b] = False
         if clocks.over[b] or not mask[b]:
             continue
@@ -351,8 +342,8 @@ def step(
             enemies_left += f[LIFE, i] > _ZERO
             lost += float(before[i] - f[LIFE, i]) / float(f[HEALTH, i])
         clocks.step[b] = time + 1
-        outcome.won[b] = enemies_left == 0 and allies_left > 0
-        outcome.reward[b] = lost / n_enemies + (1.0 if outcome.won[b] else 0.0)
+        outcome.success[b] = enemies_left == 0 and allies_left > 0
+        outcome.reward[b] = lost / n_enemies + (1.0 if outcome.success[b] else 0.0)
         outcome.terminated[b] = enemies_left == 0 or allies_left == 0
         outcome.truncated[b] = not outcome.terminated[b] and time + 1 >= limit
         clocks.over[b] = outcome.terminated[b] or outcome.truncated[b]
