@@ -12,6 +12,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
+from mtrl.nn.experts import ExpertConv, ExpertLinear
 from mtrl.nn.perception import ACTIVATIONS
 from mtrl.types import Group
 
@@ -223,14 +224,15 @@ class ValueHead(nn.Module):
 
 
 def orthogonal_(module: nn.Module, gain: float) -> None:
-    """Orthogonal weights of this gain and zero biases in every layer below ``module``, per task in ``TaskLinear``.
+    """Orthogonal weights of this gain and zero biases in every layer below ``module``, per task and per expert.
 
     Orthogonal initialisation is detail 2 of https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/.
     """
     for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d | TaskLinear):
+        if isinstance(part, nn.Linear | nn.Conv2d | TaskLinear | ExpertLinear | ExpertConv):
+            stacked = isinstance(part, TaskLinear | ExpertLinear | ExpertConv)
             with torch.no_grad():
-                for weight in part.weight if isinstance(part, TaskLinear) else (part.weight,):
+                for weight in part.weight if stacked else (part.weight,):
                     weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape), gain))  # weights may be channels last
                 if part.bias is not None:
                     part.bias.zero_()

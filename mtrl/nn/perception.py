@@ -42,7 +42,8 @@ class PerceptionConfig(BaseModel):
         default="onehot", description="cells of a grid of ids: one-hots, or raw numbers"
     )
     channels: tuple[int, ...] = Field(
-        default=(16, 32, 64), description="2x2 convolutions on small images (MOORE's MiniGrid CNN)"
+        default=(16, 32, 64),
+        description="2x2 convolutions on small images (MOORE's MiniGrid CNN); () leaves them to the trunk's experts",
     )
     tokens: Literal["bag", "gru"] = Field(
         default="bag", description="token ids: masked mean of embeddings, or the GRU's end state"
@@ -68,6 +69,8 @@ def mlp(sizes: tuple[int, ...], activation: str, *, layer_norm: bool = False, la
 
 class GridCNN(nn.Module):
     """2x2 convolutions over a small image, [n, c, h, w] uint8 -> [n, out]; tanh after the last one.
+
+    Without ``channels`` it hands on the cells as they are, flat [n, h * w * planes]; ``view`` is their shape.
 
     The network of MOORE's MiniGrid baselines (https://arxiv.org/abs/2311.11385), with one-hot cells as an option. Data
     are kept channels last, where oneDNN's convolutions are fastest at this size.
@@ -100,7 +103,8 @@ class GridCNN(nn.Module):
         for a, b in itertools.pairwise(sizes):
             layers += [nn.Conv2d(a, b, 2), ACTIVATIONS["relu"]()]
         self.convs = _channels_last(nn.Sequential(*layers[:-1]))
-        self.out = (h - len(channels)) * (w - len(channels)) * channels[-1]
+        self.out = (h - len(channels)) * (w - len(channels)) * sizes[-1]
+        self.view = None if channels else (h, w, sizes[0])
 
     def forward(self, image: Tensor) -> Tensor:
         if self.one_hot:
@@ -108,7 +112,8 @@ class GridCNN(nn.Module):
             x = x.permute(0, 3, 1, 2)
         else:
             x = (image.float() * self.scale).contiguous(memory_format=torch.channels_last)
-        return torch.tanh(self.convs(x).permute(0, 2, 3, 1).flatten(1))
+        flat = self.convs(x).permute(0, 2, 3, 1).flatten(1)
+        return flat if self.view else torch.tanh(flat)
 
 
 class NatureCNN(nn.Module):
@@ -182,6 +187,8 @@ class _GroupPerception(nn.Module):
         if not self.encoders:
             raise ValueError(f"group {group.name!r} has nothing to perceive: its leaves are {sorted(group.leaves)}")
         self.join: nn.Module = nn.Identity()
+        alone = next(iter(self.encoders.values())) if len(self.encoders) == 1 else None
+        self.view = alone.view if isinstance(alone, GridCNN) else None
 
     def forward(self, leaves: Mapping[str, Tensor]) -> Tensor:
         parts = [encoder(leaves[leaf]) for leaf, encoder in self.encoders.items()]
@@ -198,6 +205,7 @@ class Perception(nn.Module):
 
     Attributes:
         width: D of the latents, the same for all groups.
+        view: (h, w, c) if the latents of every group are one small picture of that shape, flat; else None.
 
     Raises:
         ValueError: a group that cannot be perceived; the message names it.
@@ -211,6 +219,9 @@ class Perception(nn.Module):
         for one in self.groups.values():
             if one.natural != self.width:
                 one.join = mlp((int(one.natural), self.width), config.activation)  # type: ignore[arg-type]
+        views = {one.view for one in self.groups.values()}
+        view = views.pop() if len(views) == 1 else None
+        self.view: tuple[int, int, int] | None = view if view and math.prod(view) == self.width else None  # type: ignore[arg-type, assignment]
 
     def forward(self, leaves: Mapping[str, Tensor], group: str) -> Tensor:
         """Leaves {leaf: [n, ...]} of one group -> latents [n, width] float32."""

@@ -1,0 +1,34 @@
+"""Trunks: latents [n, width] of any group and the rows' tasks [n] -> features [n, D].
+
+A trunk is chosen by the one field ``kind``. All have ``out`` (D) and ``per_task`` (does every task need a head of its
+own, or does the trunk already tell the head which task it is?). Agents never learn which trunk they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mtrl.nn.trunk.config import TrunkConfig
+from mtrl.nn.trunk.memory import Memory
+from mtrl.nn.trunk.mixture import MixtureTrunk
+from mtrl.nn.trunk.plain import MultiHeadTrunk, SharedTrunk, SingleHeadTrunk
+
+__all__ = ["Memory", "Trunk", "TrunkConfig", "make_trunk"]
+
+Trunk = SharedTrunk | SingleHeadTrunk | MultiHeadTrunk | MixtureTrunk
+
+TRUNKS: dict[str, Callable[[TrunkConfig, int, int], Trunk]] = {
+    "shared": SharedTrunk,
+    "single_head": SingleHeadTrunk,
+    "multi_head": MultiHeadTrunk,
+}
+
+
+def make_trunk(config: TrunkConfig, width: int, num_tasks: int, view: tuple[int, int, int] | None = None) -> Trunk:
+    """The trunk that ``config.kind`` names, for latents of ``width`` and task ids below ``num_tasks``.
+
+    ``view`` is ``Perception.view``: the picture that the latents are, if they are one.
+    """
+    if config.kind in ("moe", "moore"):
+        return MixtureTrunk(config, width, num_tasks, view, orthogonal=config.kind == "moore")
+    return TRUNKS[config.kind](config, width, num_tasks)
