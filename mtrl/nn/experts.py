@@ -48,6 +48,18 @@ class ExpertConv(nn.Module):
         return F.conv2d(x, weight, self.bias.flatten(), groups=self.groups)
 
 
+class GateLinear(nn.Module):
+    """A linear layer with small uniform weights, so that what it gates starts out even; no initialiser touches it."""
+
+    def __init__(self, inner: int, outer: int, bound: float = 1e-3) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outer, inner).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(outer))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
 class ExpertMLP(nn.Module):
     """K MLPs of these sizes; no activation behind the last layer."""
 

@@ -61,12 +61,17 @@ class TaskLinear(nn.Module):
 
     def sorted(self, x: Tensor, counts: tuple[int, ...]) -> Tensor:
         """As ``forward`` for rows that are sorted by task, ``counts[t]`` of task t."""
-        if len(set(counts)) == 1:  # equal shares: one batched product
-            batch = x.view(self.num_tasks, counts[0], x.shape[1])
-            return torch.baddbmm(self.bias[:, None], batch, self.weight).flatten(0, 1)
-        # unbind: its backward is one stack, where indexing weight[t] would write a full-size gradient per task.
-        parts = zip(x.split(counts), self.weight.unbind(0), self.bias.unbind(0), strict=True)
-        return torch.cat([torch.addmm(bias, part, weight) for part, weight, bias in parts])
+        return task_linear(x, self.weight, self.bias, counts)
+
+
+def task_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """Rows x [n, in] sorted by task, ``counts[t]`` of task t, times weight [T, in, out] plus bias [T, out]."""
+    if len(set(counts)) == 1:  # equal shares: one batched product
+        batch = x.view(len(weight), counts[0], x.shape[1])
+        return torch.baddbmm(bias[:, None], batch, weight).flatten(0, 1)
+    # unbind: its backward is one stack, where indexing weight[t] would write a full-size gradient per task.
+    parts = zip(x.split(counts), weight.unbind(0), bias.unbind(0), strict=True)
+    return torch.cat([torch.addmm(b, part, w) for part, w, b in parts])
 
 
 class TaskMLP(nn.Module):

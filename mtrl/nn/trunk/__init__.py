@@ -9,18 +9,37 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mtrl.nn.trunk.config import TrunkConfig
+from mtrl.nn.trunk.context import CareTrunk, FilmTrunk
 from mtrl.nn.trunk.memory import Memory
 from mtrl.nn.trunk.mixture import MixtureTrunk
+from mtrl.nn.trunk.paco import PacoTrunk
 from mtrl.nn.trunk.plain import MultiHeadTrunk, SharedTrunk, SingleHeadTrunk
+from mtrl.nn.trunk.soft_modules import SoftModulesTrunk
+from mtrl.nn.trunk.topk import TopKTrunk
 
 __all__ = ["Memory", "Trunk", "TrunkConfig", "make_trunk"]
 
-Trunk = SharedTrunk | SingleHeadTrunk | MultiHeadTrunk | MixtureTrunk
+Trunk = (
+    SharedTrunk
+    | SingleHeadTrunk
+    | MultiHeadTrunk
+    | MixtureTrunk
+    | TopKTrunk
+    | SoftModulesTrunk
+    | CareTrunk
+    | PacoTrunk
+    | FilmTrunk
+)
 
 TRUNKS: dict[str, Callable[[TrunkConfig, int, int], Trunk]] = {
     "shared": SharedTrunk,
     "single_head": SingleHeadTrunk,
     "multi_head": MultiHeadTrunk,
+    "moe_topk": TopKTrunk,
+    "soft_modules": SoftModulesTrunk,
+    "care": CareTrunk,
+    "paco": PacoTrunk,
+    "film": FilmTrunk,
 }
 
 

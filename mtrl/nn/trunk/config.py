@@ -52,14 +52,14 @@ class TrunkConfig(BaseModel):
     )
     top_k: int = Field(default=4, ge=1, description="moe_topk: experts that serve a row (MENTOR: 4)")
     expert_width: int = Field(default=256, ge=1, description="moe_topk: hidden layer of an expert (MENTOR: 256)")
-    gate: tuple[int, ...] = Field(
-        default=(256,), description="hidden layers of the gate (MENTOR: 256; soft_modules: 256, 256)"
+    gate: tuple[int, ...] | None = Field(
+        default=None, description="hidden layers of the gate; None: moe_topk 256 (MENTOR), soft_modules 256, 256"
     )
     balance: float = Field(
         default=0.002, ge=0, description="moe_topk: weight of load variance plus gate entropy (MENTOR's setting)"
     )
-    encoder: tuple[int, ...] = Field(
-        default=(50, 50), description="layers before widths (CARE, FiLM: 50, 50; soft_modules: 400, 400)"
+    encoder: tuple[int, ...] | None = Field(
+        default=None, description="layers in front of widths; None: care, film 50, 50; soft_modules 400, 400"
     )
     context: int = Field(default=50, ge=1, description="care, film: width of a task's embedding (50)")
     modulation: Literal["channel", "scalar"] = Field(
