@@ -130,13 +130,16 @@ def task_parameters(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramet
     return shared, own
 
 
-def task_jacobian(losses: Sequence[Tensor], shared: Sequence[Tensor], own: Sequence[Tensor] = ()) -> Tensor:
+def task_jacobian(
+    losses: Sequence[Tensor], shared: Sequence[Tensor], own: Sequence[Tensor] = (), *, retain_graph: bool = False
+) -> Tensor:
     """Gradients [K, P] of the losses for the flattened ``shared``; ``own`` get the mean gradient as their ``.grad``."""
     jacobian = losses[0].new_zeros(len(losses), sum(p.numel() for p in shared))
     for parameter in own:
         parameter.grad = torch.zeros_like(parameter)
     for row, loss in zip(jacobian, losses, strict=True):
-        grads = torch.autograd.grad(loss, [*shared, *own], allow_unused=True, retain_graph=loss is not losses[-1])
+        keep = retain_graph or loss is not losses[-1]  # losses may share a graph
+        grads = torch.autograd.grad(loss, [*shared, *own], allow_unused=True, retain_graph=keep)
         start = 0
         for parameter, grad in zip(shared, grads, strict=False):
             if grad is not None:

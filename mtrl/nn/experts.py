@@ -93,11 +93,12 @@ class ExpertCNN(nn.Module):
         self.experts, self.view = experts, view
         pairs = itertools.pairwise((c, *channels))
         self.layers = nn.ModuleList(ExpertConv(experts, a, b, common=i == 0) for i, (a, b) in enumerate(pairs))
+        self.activation = nn.ReLU()
         self.out = (h - len(channels)) * (w - len(channels)) * channels[-1]
 
     def forward(self, latents: Tensor) -> Tensor:
         """Flat views [n, h * w * c], channels last -> [K, n, out]."""
         x = latents.unflatten(1, self.view).permute(0, 3, 1, 2)
         for i, layer in enumerate(self.layers):
-            x = layer(F.relu(x) if i else x)
+            x = layer(self.activation(x) if i else x)
         return x.unflatten(1, (self.experts, -1)).flatten(2).transpose(0, 1)

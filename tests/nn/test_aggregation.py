@@ -128,8 +128,8 @@ def test_a_small_step_raises_no_loss_where_the_mean_does() -> None:
         jacobian = torch.randn(3, 30, dtype=torch.float64) * torch.tensor([[1.0], [5.0], [0.2]], dtype=torch.float64)
         jacobian[0] -= 2 * jacobian[1] / 5
         for method in ("upgrad", "mgda", "dual_proj"):  # up to the projector's regularisation
-            assert cosines(jacobian, weights(method, jacobian)).min() > -0.01
-        raised += int(cosines(jacobian, torch.full((3,), 1 / 3, dtype=torch.float64)).min() < -0.01)
+            assert cosines(jacobian, weights(method, jacobian)).min() > -0.05
+        raised += int(cosines(jacobian, torch.full((3,), 1 / 3, dtype=torch.float64)).min() < -0.05)
     assert raised > 10
 
 
