@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrl.nn.aggregation import task_jacobian, task_parameters
-from mtrl.nn.perception import ACTIVATIONS
 from mtrl.nn.trunk.mixture import MixtureTrunk
 
 DORMANT = 0.025
@@ -131,7 +130,7 @@ def inspect(net: nn.Module, forward: Callable[[], object], tasks: Sequence[str])
         parts = name.split(".")
         if parts[-1] == "trunk":
             handles.append(module.register_forward_hook(features))
-        elif ("trunk" in parts or "perception" in parts) and isinstance(module, tuple(ACTIVATIONS.values())):
+        elif ("trunk" in parts or "perception" in parts) and isinstance(module, nn.ReLU | nn.Tanh):
             handles.append(module.register_forward_hook(activation))
     try:
         with torch.no_grad():
