@@ -5,7 +5,7 @@ All functions are pure and cheap; agents call ``inspect`` every so many updates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -92,59 +92,76 @@ def gradient_conflict(gramian: Tensor) -> Conflict:
     return Conflict((pairs < 0).to(gramian.dtype).mean(), pairs.mean(), norm.max() / norm.min())
 
 
-def conflict_metrics(loss: Tensor, task: Tensor, net: nn.Module) -> dict[str, float]:
-    """How much the tasks' gradients of the parameters that they share disagree.
+def conflict_metrics(name: str, loss: Tensor, task: Tensor, net: nn.Module) -> dict[str, float]:
+    """``diagnostics/<name>/gradient_*``: how much the tasks' gradients of the parameters that they share disagree.
 
     ``loss`` [n] with its graph, which stays usable, and ``task`` [n]. One backward pass per task: look now and then.
+    Empty for a single task or if nothing is shared.
     """
     losses = [loss[task == k].mean() for k in task.unique()]
     shared, _ = task_parameters(net)
+    if len(losses) < 2 or not shared:
+        return {}
     jacobian = task_jacobian(losses, shared, retain_graph=True)
     found = gradient_conflict(jacobian @ jacobian.T)
-    return {f"gradient_{name}": float(value) for name, value in found._asdict().items()}
+    return {f"diagnostics/{name}/gradient_{key}": float(value) for key, value in found._asdict().items()}
 
 
-def inspect(net: nn.Module, forward: Callable[[], object], tasks: Sequence[str]) -> dict[str, float]:
-    """Run ``forward`` once without gradients and measure perception and trunk of ``net``.
+def inspect(nets: Mapping[str, nn.Module], forward: Callable[[], object], tasks: Sequence[str]) -> dict[str, float]:
+    """Run ``forward`` once without gradients and measure perception and trunk of each net that takes part.
 
     Returns:
-        ``dormant`` (of all units behind an activation layer), ``effective_rank`` of the features; of a mixture also
-        ``expert_cosine`` (mean over pairs), ``expert_residual`` (the least one), and per task ``<task>_weight_norm``
-        and ``<task>_expert<k>``, the share that expert k has in its weights.
+        ``diagnostics/<net>/...``: ``dormant`` (of all units behind an activation layer), ``effective_rank`` of the
+        trunk's features; of a mixture also ``expert_cosine`` (mean over pairs), ``expert_residual`` (the least one),
+        and per task ``<task>_weight_norm`` and ``<task>_expert<k>``, the share that expert k has in its weights.
     """
-    units: list[Tensor] = []
-    trunks: list[tuple[nn.Module, Tensor, Tensor]] = []
-
-    def activation(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if output.ndim == 4:  # channels are the units of a convolution
-            output = output.permute(0, 2, 3, 1).flatten(0, 2)
-        elif output.ndim == 3:  # [K, n, D]: every expert has its own
-            output = output.transpose(0, 1).flatten(1)
-        units.append(dormant_units(output.float()))
-
-    def features(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        trunks.append((module, inputs[0], output.float()))
-
-    handles = []
-    for name, module in net.named_modules():
-        parts = name.split(".")
-        if parts[-1] == "trunk":
-            handles.append(module.register_forward_hook(features))
-        elif ("trunk" in parts or "perception" in parts) and isinstance(module, nn.ReLU | nn.Tanh):
-            handles.append(module.register_forward_hook(activation))
+    watches = {name: _Watch(net) for name, net in nets.items()}
     try:
         with torch.no_grad():
             forward()
     finally:
-        for handle in handles:
+        for watch in watches.values():
+            watch.close()
+    found = {name: watch.metrics(tasks) for name, watch in watches.items()}
+    return {f"diagnostics/{name}/{key}": value for name, own in found.items() for key, value in own.items()}
+
+
+class _Watch:
+    """Sees what the activation layers of perception and trunk, and the trunk itself, return in a forward pass."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.dormant: list[Tensor] = []
+        self.trunk: tuple[nn.Module, Tensor, Tensor] | None = None
+        self.handles = []
+        for name, module in net.named_modules():
+            parts = name.split(".")
+            if parts[-1] == "trunk":
+                self.handles.append(module.register_forward_hook(self._features))
+            elif ("trunk" in parts or "perception" in parts) and isinstance(module, nn.ReLU | nn.Tanh):
+                self.handles.append(module.register_forward_hook(self._activation))
+
+    def _activation(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.ndim == 4:  # channels are the units of a convolution
+            output = output.permute(0, 2, 3, 1).flatten(0, 2)
+        elif output.ndim == 3:  # [K, n, D]: every expert has its own
+            output = output.transpose(0, 1).flatten(1)
+        self.dormant.append(dormant_units(output.float()))
+
+    def _features(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.trunk = module, inputs[0], output.float()
+
+    def close(self) -> None:
+        for handle in self.handles:
             handle.remove()
 
-    found = {"dormant": float(torch.cat(units).float().mean())} if units else {}
-    for trunk, latents, output in trunks[:1]:
-        found["effective_rank"] = float(effective_rank(output))
-        if isinstance(trunk, MixtureTrunk):
-            found |= _mixture(trunk, latents, tasks)
-    return found
+    def metrics(self, tasks: Sequence[str]) -> dict[str, float]:
+        found = {"dormant": float(torch.cat(self.dormant).float().mean())} if self.dormant else {}
+        if self.trunk is not None:
+            module, latents, output = self.trunk
+            found["effective_rank"] = float(effective_rank(output))
+            if isinstance(module, MixtureTrunk):
+                found |= _mixture(module, latents, tasks)
+        return found
 
 
 @torch.no_grad()

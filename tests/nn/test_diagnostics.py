@@ -81,6 +81,11 @@ class Net(nn.Module):
         return self.head(self.trunk(x, task), task)[:, 0]
 
 
+def look(net: Net, x: torch.Tensor, task: torch.Tensor) -> dict[str, float]:
+    found = inspect({"net": net, "idle": Net("shared")}, lambda: net(x, task), ["a", "b"])
+    return {name.removeprefix("diagnostics/net/"): value for name, value in found.items()}
+
+
 def test_inspection_of_a_mixture() -> None:
     net = Net("moore")
     first = net.trunk.layers.layers[0]
@@ -89,7 +94,7 @@ def test_inspection_of_a_mixture() -> None:
         first.bias[1, 3] = -1
         net.trunk.weights.copy_(torch.tensor([[3.0, 4.0], [0.0, -2.0]]))
     x, task = torch.rand(30, 4), torch.arange(30) % 2
-    found = inspect(net, lambda: net(x, task), ["a", "b"])
+    found = look(net, x, task)
     outputs = net.trunk.outputs(x).detach()
     assert found["expert_cosine"] == pytest.approx(float(expert_cosine(outputs)[0, 1]), rel=1e-5)
     assert found["expert_residual"] == pytest.approx(float(residual_share(outputs)[1]), rel=1e-5)
@@ -104,7 +109,7 @@ def test_inspection_of_a_mixture() -> None:
 
 def test_inspection_of_a_plain_trunk() -> None:
     net = Net("multi_head")
-    found = inspect(net, lambda: net(torch.rand(9, 4), torch.arange(9) % 2), ["a", "b"])
+    found = look(net, torch.rand(9, 4), torch.arange(9) % 2)
     assert found.keys() == {"dormant", "effective_rank"}
 
 
@@ -116,6 +121,14 @@ def test_conflict_metrics_see_shared_parameters_and_leave_the_graph_usable() -> 
         for parameter in (net.trunk.weights, net.head.layers[0].weight, net.head.layers[0].bias):
             parameter[1] = parameter[0]  # type: ignore[index]
     loss = net(x, task) * torch.where(task == 0, 1.0, -3.0)
-    found = conflict_metrics(loss, task, net)
-    assert found == pytest.approx({"gradient_negative": 1, "gradient_cosine": -1, "gradient_imbalance": 3}, rel=1e-4)
+    found = conflict_metrics("net", loss, task, net)
+    expected = {"negative": 1, "cosine": -1, "imbalance": 3}
+    assert found == pytest.approx({f"diagnostics/net/gradient_{k}": v for k, v in expected.items()}, rel=1e-4)
     loss.mean().backward()
+
+
+def test_there_is_no_conflict_of_one_task_or_without_shared_parameters() -> None:
+    net, x = Net("moore"), torch.rand(3, 4)
+    one = torch.zeros(3, dtype=torch.int64)
+    assert conflict_metrics("net", net(x, one), one, net) == {}
+    assert conflict_metrics("head", net(x, one), torch.tensor([0, 1, 1]), nn.Identity()) == {}
