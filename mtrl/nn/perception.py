@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,10 +29,21 @@ JOINED = 256
 """Width of the latents where groups come with different ones and the config names none."""
 
 
+class View(NamedTuple):
+    """Where latents hold a small picture as it came: from column ``start``, flat, of ``shape`` (h, w, c)."""
+
+    start: int
+    shape: tuple[int, int, int]
+
+
 class PerceptionConfig(BaseModel):
     """How leaves become latents."""
 
     model_config = ConfigDict(extra="forbid")
+
+    ignore: tuple[Literal["vector", "image", "tokens"], ...] = Field(
+        default=(), description="leaves that stay unseen (MOORE: vector, which is the direction in MiniGrid)"
+    )
 
     width: int | None = Field(
         default=None, ge=1, description="of the latents; None: as they come, or 256 if the groups would disagree"
@@ -168,8 +179,9 @@ class _GroupPerception(nn.Module):
         super().__init__()
         self.encoders = nn.ModuleDict()
         self.natural = 0
+        self.view: View | None = None
         for leaf, box in group.leaves.items():
-            if leaf in ("legal", "alive") or (leaf == "state" and not state):
+            if leaf in ("legal", "alive", *config.ignore) or (leaf == "state" and not state):
                 continue
             encoder: nn.Module
             if leaf in ("vector", "state"):
@@ -179,6 +191,8 @@ class _GroupPerception(nn.Module):
             elif leaf == "image":
                 encoder = _image(group, config)
                 width = int(encoder.out)  # type: ignore[arg-type]
+                if isinstance(encoder, GridCNN) and encoder.view:
+                    self.view = View(self.natural, encoder.view)
             else:
                 encoder = Tokens(int(box.high.max()) + 1, config.token_width, config.tokens)
                 width = encoder.out
@@ -187,8 +201,6 @@ class _GroupPerception(nn.Module):
         if not self.encoders:
             raise ValueError(f"group {group.name!r} has nothing to perceive: its leaves are {sorted(group.leaves)}")
         self.join: nn.Module = nn.Identity()
-        alone = next(iter(self.encoders.values())) if len(self.encoders) == 1 else None
-        self.view = alone.view if isinstance(alone, GridCNN) else None
 
     def forward(self, leaves: Mapping[str, Tensor]) -> Tensor:
         parts = [encoder(leaves[leaf]) for leaf, encoder in self.encoders.items()]
@@ -205,7 +217,7 @@ class Perception(nn.Module):
 
     Attributes:
         width: D of the latents, the same for all groups.
-        view: (h, w, c) if the latents of every group are one small picture of that shape, flat; else None.
+        view: where the latents of every group hold the same small picture as it came, if they do.
 
     Raises:
         ValueError: a group that cannot be perceived; the message names it.
@@ -219,9 +231,8 @@ class Perception(nn.Module):
         for one in self.groups.values():
             if one.natural != self.width:
                 one.join = mlp((int(one.natural), self.width), config.activation)  # type: ignore[arg-type]
-        views = {one.view for one in self.groups.values()}
-        view = views.pop() if len(views) == 1 else None
-        self.view: tuple[int, int, int] | None = view if view and math.prod(view) == self.width else None  # type: ignore[arg-type, assignment]
+        views = {None if isinstance(one.join, nn.Sequential) else one.view for one in self.groups.values()}
+        self.view: View | None = views.pop() if len(views) == 1 else None  # type: ignore[assignment]
 
     def forward(self, leaves: Mapping[str, Tensor], group: str) -> Tensor:
         """Leaves {leaf: [n, ...]} of one group -> latents [n, width] float32."""

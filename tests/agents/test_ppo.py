@@ -269,7 +269,9 @@ def test_popart_keeps_the_values_when_the_moments_change() -> None:
 
 
 def test_looks_inside_are_logged_now_and_then() -> None:
-    run = Run("mtrl.testing:Probes/discrete", inspect_every=2, trunk={"kind": "moore", "widths": (8,), "experts": 2}).train(1)
+    run = Run(
+        "mtrl.testing:Probes/discrete", inspect_every=2, trunk={"kind": "moore", "widths": (8,), "experts": 2}
+    ).train(1)
     found = {name for name in run.metrics if name.startswith("diagnostics/")}
     names = {"dormant", "effective_rank", "expert_cosine", "expert_residual", "gradient_cosine", "gradient_negative"}
     assert {f"diagnostics/policy/{name}" for name in names} - found == {"diagnostics/policy/dormant"}  # no activation

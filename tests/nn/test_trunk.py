@@ -124,11 +124,12 @@ def test_training_one_task_leaves_the_others_weights_alone() -> None:
     assert (found.weights.grad[[0, 2]] == 0).all()
 
 
-def grid_spec(tasks: int) -> Spec:
+def grid_spec(tasks: int, direction: bool = False) -> Spec:
     high = np.broadcast_to(np.array([10, 5, 2], np.uint8)[:, None, None], (3, 7, 7))
     box = Box(np.zeros_like(high), high, dtype=np.uint8)  # pyright: ignore[reportArgumentType]
     infos = tuple(TaskInfo(f"t{i}", "g", 5) for i in range(tasks))
-    return Spec(infos, (Group("g", {"image": box}, Discrete(7), tuple(range(tasks))),))
+    leaves = {"vector": Box(0, 1, (4,)), "image": box} if direction else {"image": box}
+    return Spec(infos, (Group("g", leaves, Discrete(7), tuple(range(tasks))),))
 
 
 def size(module: nn.Module) -> int:
@@ -143,8 +144,8 @@ def size(module: nn.Module) -> int:
 def test_minigrid_networks_have_the_published_size(
     kind: Any, tasks: int, experts: int, actor: int, critic: int
 ) -> None:
-    spec = grid_spec(tasks)
-    perception = PerceptionConfig(grid="cast", channels=())
+    spec = grid_spec(tasks, direction=True)
+    perception = PerceptionConfig(grid="cast", channels=(), ignore=("vector",))
     config = TrunkConfig(kind=kind, experts=experts, channels=(16, 32, 64))
     body = Body(spec, perception, config)
     assert size(body) == experts * 10_544 + experts * tasks
@@ -183,6 +184,17 @@ def test_convolutional_experts_see_the_view_as_perception_does(grid: Any) -> Non
     rows = Rows({"g": {"image": image}}, torch.zeros(1, 6, dtype=torch.int64), torch.zeros(1, 6, dtype=torch.bool))
     mine, theirs = body(rows)[0].view(6, 5, 25), plain(rows)[0].view(6, 25, 5).transpose(1, 2)
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_beside_the_view_passes_by_the_experts() -> None:
+    config = TrunkConfig(kind="moore", experts=2, channels=(4, 5))
+    body = Body(grid_spec(2, direction=True), PerceptionConfig(channels=()), config)
+    image, vector = torch.zeros(1, 3, 3, 7, 7, dtype=torch.uint8), torch.randn(1, 3, 4)
+    task, first = torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.bool)
+    features = body(Rows({"g": {"vector": vector, "image": image}}, task, first))[0]
+    assert features.shape == (1, 3, 4 + 5 * 25)
+    torch.testing.assert_close(features[..., :4], vector)
+    torch.testing.assert_close(features[:, 0, 4:], features[:, 1, 4:])  # the picture is the same
 
 
 def test_memory_stands_behind_a_mixture() -> None:

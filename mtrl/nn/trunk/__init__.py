@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mtrl.nn.perception import View
 from mtrl.nn.trunk.config import TrunkConfig
 from mtrl.nn.trunk.context import CareTrunk, FilmTrunk
 from mtrl.nn.trunk.memory import Memory
@@ -43,10 +44,10 @@ TRUNKS: dict[str, Callable[[TrunkConfig, int, int], Trunk]] = {
 }
 
 
-def make_trunk(config: TrunkConfig, width: int, num_tasks: int, view: tuple[int, int, int] | None = None) -> Trunk:
+def make_trunk(config: TrunkConfig, width: int, num_tasks: int, view: View | None = None) -> Trunk:
     """The trunk that ``config.kind`` names, for latents of ``width`` and task ids below ``num_tasks``.
 
-    ``view`` is ``Perception.view``: the picture that the latents are, if they are one.
+    ``view`` is ``Perception.view``: where the latents hold a picture as it came, if they do.
     """
     if config.kind in ("moe", "moore"):
         return MixtureTrunk(config, width, num_tasks, view, orthogonal=config.kind == "moore")

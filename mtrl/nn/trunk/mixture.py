@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mtrl.nn.experts import ExpertCNN, ExpertMLP
 from mtrl.nn.orthogonal import orthonormal_mixture
-from mtrl.nn.perception import ACTIVATIONS
+from mtrl.nn.perception import ACTIVATIONS, View
 from mtrl.nn.trunk.config import TrunkConfig
 
 
@@ -22,13 +22,14 @@ class MixtureTrunk(nn.Module):
     """tanh(sum_k w[task, k] u_k(latents)); with ``orthogonal`` the u_k of each row are orthonormalised first.
 
     Experts are MLPs over the latents or, with ``channels``, convolutions over the raw view as in MOORE's MiniGrid
-    networks (``widths`` then follow each expert's own convolutions, if there are any).
+    networks (``widths`` then follow each expert's own convolutions, if there are any). What the latents hold beside the
+    view passes by the experts and joins the features.
 
     Args:
         config: reads ``experts``, ``widths``, ``channels``, ``activation``.
         width: of the latents.
         num_tasks: T.
-        view: (h, w, c) that the latents are, flat, if perception left a picture as it is.
+        view: where the latents hold a picture, if perception left one as it is.
         orthogonal: MOORE if true, its "MoE" baseline otherwise.
 
     Raises:
@@ -42,7 +43,7 @@ class MixtureTrunk(nn.Module):
         config: TrunkConfig,
         width: int,
         num_tasks: int,
-        view: tuple[int, int, int] | None = None,
+        view: View | None = None,
         *,
         orthogonal: bool,
     ) -> None:
@@ -52,22 +53,27 @@ class MixtureTrunk(nn.Module):
         if config.channels and view is None:
             raise ValueError(
                 "trunk.channels makes experts of convolutions on a small picture: set perception.channels=[] so that "
-                "it arrives unchanged; all groups must consist of one picture of the same size"
+                "it arrives unchanged; all groups must have the same leaves, one of them the picture"
             )
         self.orthogonal = orthogonal
-        self.convs = ExpertCNN(config.experts, view, config.channels) if config.channels and view else None
-        inner = self.convs.out if self.convs is not None else width
+        self.convs, self.view, inner = None, slice(0, width), width
+        if config.channels and view is not None:
+            self.convs = ExpertCNN(config.experts, view.shape, config.channels)
+            self.view, inner = slice(view.start, view.start + math.prod(view.shape)), self.convs.out
         self.layers = ExpertMLP(config.experts, (inner, *config.widths), config.activation) if config.widths else None
         self.activation = ACTIVATIONS[config.activation]()
-        self.out = config.widths[-1] if config.widths else inner
-        if orthogonal and config.experts > self.out:
-            raise ValueError(f"{config.experts} experts cannot be orthogonal in {self.out} dimensions: fewer or wider")
+        self.mixed = config.widths[-1] if config.widths else inner
+        self.out = self.mixed + width - (self.view.stop - self.view.start)
+        if orthogonal and config.experts > self.mixed:
+            raise ValueError(
+                f"{config.experts} experts cannot be orthogonal in {self.mixed} dimensions: fewer or wider"
+            )
         bound = 1 / math.sqrt(num_tasks)  # as a Linear layer over the task's one-hot
         self.weights = nn.Parameter(torch.empty(num_tasks, config.experts).uniform_(-bound, bound))
 
     def outputs(self, latents: Tensor) -> Tensor:
-        """What each expert says: latents [n, width] -> [n, K, out]."""
-        x = latents if self.convs is None else self.convs(latents)
+        """What each expert says: latents [n, width] -> [n, K, mixed]."""
+        x = latents if self.convs is None else self.convs(latents[:, self.view])
         if self.layers is not None:
             x = self.layers(x if self.convs is None else self.activation(x))
         return x.transpose(0, 1)
@@ -75,4 +81,7 @@ class MixtureTrunk(nn.Module):
     def forward(self, latents: Tensor, task: Tensor) -> Tensor:
         outputs, weights = self.outputs(latents), F.embedding(task, self.weights)[:, None]
         mixed = orthonormal_mixture(outputs, weights) if self.orthogonal else weights.to(outputs.dtype) @ outputs
-        return torch.tanh(mixed[:, 0])
+        features = torch.tanh(mixed[:, 0])
+        if self.out == self.mixed:
+            return features
+        return torch.cat((latents[:, : self.view.start], features, latents[:, self.view.stop :]), 1)
