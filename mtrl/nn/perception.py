@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from gymnasium.spaces import Box
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -281,3 +282,12 @@ def flat_width(group: Group) -> int:
 def flat_action(group: Group, action: Tensor) -> Tensor:
     """An action [n] int64 or [n, a] float32 as a network input [n, flat_width]."""
     return action if action.is_floating_point() else F.one_hot(action, flat_width(group)).float()
+
+
+def with_action(group: Group) -> dict[str, Box]:
+    """The leaves of a critic: the group's, with the flat action in [-1, 1] behind the ``vector`` leaf."""
+    own = [group.leaves["vector"]] if "vector" in group.leaves else []
+    ends = np.ones(flat_width(group), np.float32)
+    low = np.concatenate([*(box.low for box in own), -ends])
+    high = np.concatenate([*(box.high for box in own), ends])
+    return {**group.leaves, "vector": Box(low, high, dtype=np.float32)}
