@@ -257,7 +257,7 @@ class SAC:
             found = inspect(
                 nets, lambda: (self.policy(rows.obs, rows.task), critic(rows.obs, rows.action, rows.task)), self.names
             )
-            return found | conflict_metrics("critic", self._critic_loss(rows), rows.task, self.critics)
+            return found | conflict_metrics("critic", self._critic_loss(rows), rows.task, critic)
 
     def _sum(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
