@@ -211,8 +211,8 @@ class PPO:
             before = self.moments.mean, self.moments.std
             self.moments.update(returns[roll.valid], roll.task[roll.valid])
             if config.popart:
-                last = self.critic.head.net.layers[-1]
-                preserve_outputs_(last.weight, last.bias, before, (self.moments.mean, self.moments.std))
+                after = self.moments.mean, self.moments.std
+                preserve_outputs_(self.critic.head.net.layers[-1], before, after)
         if config.normalize_advantage:
             self.spread.update(advantage[roll.valid], roll.task[roll.valid])
             advantage = self.spread.normalize(advantage, roll.task)

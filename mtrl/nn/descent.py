@@ -100,7 +100,7 @@ class Descent:
         return losses.new_zeros(len(self.tasks)).index_add(0, task, losses) / count
 
     def _explain(self, losses: Tensor, task: Tensor) -> str:
-        bad = sorted({self.tasks[t] for t in task[~torch.isfinite(losses)].tolist()})
+        bad = sorted({self.tasks[int(t)] for t in task[~torch.isfinite(losses)].tolist()})
         if bad:
             return f"the {self.name} loss of {', '.join(bad)} is not finite"
         named = self.net.named_parameters()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrl.types import Array, Step
 
@@ -163,7 +163,7 @@ class MeanRewardScale:
 
 
 @torch.no_grad()
-def preserve_outputs_(weight: Tensor, bias: Tensor, before: tuple[Array, Array], after: tuple[Array, Array]) -> None:
+def preserve_outputs_(layer: nn.Module, before: tuple[Array, Array], after: tuple[Array, Array]) -> None:
     """PopArt: change each task's last layer so that its denormalised values stay what they were.
 
     Van Hasselt et al. 2016 (https://arxiv.org/abs/1602.07714), per task as in Hessel et al. 2019
@@ -171,12 +171,17 @@ def preserve_outputs_(weight: Tensor, bias: Tensor, before: tuple[Array, Array],
     c <- (sigma c + mu - mu') / sigma'.
 
     Args:
-        weight: [T, D, 1], in place.
-        bias: [T, 1], in place.
+        layer: a ``TaskLinear`` with weight [T, D, 1] and bias [T, 1].
         before: mean and deviation [T] with which the layer's outputs were denormalised so far.
         after: those from now on.
+
+    Raises:
+        ValueError: the tasks share the layer.
     """
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
     (mean, std), (new_mean, new_std) = before, after
+    if len(weight) != len(mean):
+        raise ValueError("PopArt rescales each task's own last layer: choose a trunk with a head per task (multi_head)")
 
     def column(x: Array) -> Tensor:
         return torch.as_tensor(x, dtype=weight.dtype, device=weight.device)[:, None]

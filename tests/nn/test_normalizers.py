@@ -82,5 +82,8 @@ def test_popart_keeps_every_tasks_values_when_the_moments_change() -> None:
         return head(features, task).detach().numpy() * std + mean
 
     expected = values(before)
-    preserve_outputs_(last.weight, last.bias, before, after)
+    preserve_outputs_(last, before, after)
     np.testing.assert_allclose(values(after), expected)
+    shared: Any = ValueHead(3, 5, per_task=False).net.layers[-1]
+    with pytest.raises(ValueError, match="a head per task"):
+        preserve_outputs_(shared, before, after)
