@@ -71,7 +71,7 @@ def task_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: tuple[int, ...]
         return torch.baddbmm(bias[:, None], batch, weight).flatten(0, 1)
     # unbind: its backward is one stack, where indexing weight[t] would write a full-size gradient per task.
     parts = zip(x.split(counts), weight.unbind(0), bias.unbind(0), strict=True)
-    return torch.cat([torch.addmm(b, part, w) for part, w, b in parts])
+    return torch.cat([torch.addmm(b, part, w) for part, w, b in parts if len(part)])
 
 
 class TaskMLP(nn.Module):
