@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,29 @@ def gae(
         running = delta[t] + carry[t] * running
         advantage[t] = running
     return advantage
+
+
+def explained_variance(returns: Array, value: Array, roll: Rollout, names: Sequence[str]) -> dict[str, float]:
+    """Share of the returns' variance [t, n] that ``value`` explains, as metrics per task and their mean."""
+    found: dict[str, float] = {}
+    for index, name in enumerate(names):
+        own = roll.valid & (roll.task == index)
+        variance = returns[own].var() if own.any() else 0.0
+        if variance > 0:
+            found[f"losses/explained_variance/{name}"] = float(1 - (returns - value)[own].var() / variance)
+    return {**found, "losses/explained_variance": float(np.mean(list(found.values())))} if found else {}
+
+
+def chunk_length(rollout: int, wanted: int | None) -> int:
+    """Consecutive steps of a row that are learned from together: ``wanted``, or the largest divisor up to 32.
+
+    Raises:
+        ValueError: ``wanted`` does not divide ``rollout``.
+    """
+    chunk = wanted or max(d for d in range(1, 33) if rollout % d == 0)
+    if rollout % chunk:
+        raise ValueError(f"chunk={chunk} must divide rollout={rollout}")
+    return chunk
 
 
 class Successors(NamedTuple):

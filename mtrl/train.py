@@ -24,6 +24,7 @@ from mtrl.config import RunConfig, dump_config
 from mtrl.evaluate import Evaluation, evaluate, record
 from mtrl.log import Logger
 from mtrl.monitor import Monitor
+from mtrl.nn.size import network_sizes
 from mtrl.spaces import make_spec
 from mtrl.types import Agent, Spec, Task
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv
@@ -87,6 +88,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
                 part.load_state_dict(saved.state[name])
             logger.notice(f"resumed at step {step}")
 
+        sizes = network_sizes(agent)
+        if sizes:
+            logger.notice("parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
+
         def save() -> None:
             state = {name: part.state_dict() for name, part in parts.items()}
             meta = {"config": config.model_dump(mode="json"), "versions": checkpoint.versions()}
@@ -125,8 +130,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
         save()
         if step >= config.steps:
             evaluation = _evaluate(config, agent, tasks, spec, logger, step)
-            summary = {"steps": step, "versions": checkpoint.versions(), "evaluation": evaluation.as_dict()}
-            runs.write_summary(out, {**summary, "seconds": time.monotonic() - started})
+            summary = {"steps": step, "parameters": sizes, "versions": checkpoint.versions()}
+            runs.write_summary(
+                out, {**summary, "evaluation": evaluation.as_dict(), "seconds": time.monotonic() - started}
+            )
             logger.summary(evaluation.metrics())
             for path in record(evaluation, out / runs.VIDEOS, step=step) if config.eval.video else ():
                 logger.video(path, path.stem, step)

@@ -8,6 +8,7 @@ import pytest
 
 from mtrl import registry, runs
 from mtrl.config import ConfigError, RunConfig, dump_config, load_config
+from mtrl.nn.size import network_sizes
 from mtrl.spaces import make_spec
 
 CONFIGS = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))
@@ -79,3 +80,16 @@ def test_every_shipped_config_builds(path: Path) -> None:
     config = load_config(path)
     assert isinstance(config, RunConfig)
     runs.make_agent(config, make_spec(registry.tasks(config.suite)))
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.stem.endswith("-matched")], ids=lambda path: path.stem
+)
+def test_matched_configs_have_the_size_of_the_mixture(path: Path) -> None:
+    sizes = []
+    for name in (path, path.with_stem(path.stem.replace("matched", "standard"))):
+        config = load_config(name)
+        agent = runs.make_agent(config, make_spec(registry.tasks(config.suite)))
+        sizes.append(network_sizes(agent))
+    for own, other in zip(*(found.values() for found in sizes), strict=True):
+        assert abs(own - other) < 0.01 * other

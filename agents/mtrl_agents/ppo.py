@@ -20,12 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mtrl.nn.actor_critic import Body, PolicyNet, Rows, ValueNet, evaluate, fold
+from mtrl.nn.diagnostics import conflict_metrics, inspect
 from mtrl.nn.linear import Route, matmul, probe
-from mtrl.nn.normalizers import TaskMoments
+from mtrl.nn.losses import task_weights
+from mtrl.nn.normalizers import TaskMoments, preserve_outputs_
 from mtrl.nn.optim import load_optimizer_state, optimizer_state
 from mtrl.nn.perception import PerceptionConfig, to_tensors
 from mtrl.nn.trunk import TrunkConfig
-from mtrl.rollout import Items, Minibatch, Rollout, Successors, gae
+from mtrl.rollout import Items, Minibatch, Rollout, Successors, chunk_length, explained_variance, gae
 from mtrl.types import Array, Decision, Layout, Obs, Spec, Step
 
 BLOCK = 2048  # rows in one forward pass without gradients: bounds the memory that a rollout of pictures takes
@@ -55,7 +57,12 @@ class PPO:
         max_grad_norm: float | None = Field(default=0.5, gt=0, description="of actor and critic each")
         target_kl: float | None = Field(default=None, gt=0, description="end the epochs beyond this mean divergence")
         normalize_advantage: bool = Field(default=True, description="by running moments of each task's advantages")
+        advantage_decay: float = Field(default=0.95, ge=0, lt=1, description="of these; 0: this rollout's own (MOORE)")
         normalize_value: bool = Field(default=True, description="by running moments of each task's returns")
+        popart: bool = Field(default=False, description="keep the critic's values when these moments change")
+        critic_fit: Literal["minibatches", "rollout"] = Field(
+            default="minibatches", description="rollout: one step on all of it, before the policy's (MOORE's code)"
+        )
         share: bool = Field(default=False, description="one body for actor and critic")
         memory: int = Field(default=0, ge=0, description="width of a GRU behind the trunk; 0: none")
         chunk: int | None = Field(
@@ -68,6 +75,7 @@ class PPO:
         )
         head: tuple[int, ...] = Field(default=(128,), description="hidden layers of the heads")
         head_activation: str = Field(default="tanh", pattern="^(tanh|relu)$")
+        inspect_every: int = Field(default=10, ge=0, description="updates between looks at experts, ranks, conflicts")
         perception: PerceptionConfig = Field(default_factory=PerceptionConfig)
         trunk: TrunkConfig = Field(default_factory=TrunkConfig)
 
@@ -75,10 +83,12 @@ class PPO:
         self.spec, self.config, self.seed = spec, config, seed
         self.device = torch.device(device)
         self.recurrent = config.memory > 0
-        self.chunk = _chunk(config)
+        self.chunk = chunk_length(config.rollout, config.chunk) if config.memory else 1
         hidden = [group.name for group in spec.groups if "state" in group.leaves]
         if config.share and hidden:
             raise ValueError(f"group {hidden[0]!r} has a global state, which only a critic may see: set share=false")
+        if config.share and config.critic_fit == "rollout":
+            raise ValueError("critic_fit=rollout steps the critic alone, which shares its body: set share=false")
         self.route: Route = probe(device).route if config.matmul == "auto" else config.matmul
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -95,7 +105,7 @@ class PPO:
         self.moments = TaskMoments(len(spec.tasks))
         # Running moments rather than each rollout's own: while a sparse reward is not found, a rollout's advantages
         # are the critic's errors and nothing else, and brought to deviation 1 they would drive the policy.
-        self.spread = TaskMoments(len(spec.tasks), decay=0.95, floor=1e-12)
+        self.spread = TaskMoments(len(spec.tasks), decay=config.advantage_decay, floor=1e-12)
         self.critic_memory: Tensor | None = None  # the critic's own memory where the rollout starts, [n, H]
         self.updates = 0
 
@@ -127,20 +137,26 @@ class PPO:
                 group["lr"] = config.lr * max(0.0, 1 - self.updates / config.lr_decay_updates)
         items, metrics = self._prepare()
         sums: dict[str, list[float]] = {}
+        fits = config.critic_fit == "minibatches"
+        if not fits:
+            sums["value"] = [self._step(batch, actor=False)["value"] for batch in items.minibatches(1, self.generator)]
+        look = config.inspect_every and self.updates % config.inspect_every == 0
         epochs = 0
         while epochs < config.epochs:
             epochs += 1
             divergence = []
             for batch in items.minibatches(config.minibatches, self.generator):
-                terms = self._step(batch)
+                terms = self._step(batch, critic=fits, look=bool(look))
+                look = False
                 divergence.append(terms["approx_kl"])
                 for name, value in terms.items():
-                    sums.setdefault(name, []).append(value)
+                    if fits or name != "value":
+                        sums.setdefault(name, []).append(value)
             if config.target_kl and np.mean(divergence) > config.target_kl:
                 break
         self.rollout.clear()
         self.updates += 1
-        metrics |= {f"losses/{name}": float(np.mean(values)) for name, values in sums.items()}
+        metrics |= {name if "/" in name else f"losses/{name}": float(np.mean(x)) for name, x in sums.items()}
         metrics["losses/epochs"] = float(epochs)
         metrics["charts/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         return metrics
@@ -190,9 +206,13 @@ class PPO:
             roll.reward, value, next_value, roll.terminated, roll.truncated, gamma=config.gamma, lam=config.lam
         )
         returns = advantage + value
-        metrics = self._explained(returns, value)
+        metrics = explained_variance(returns, value, roll, [task.name for task in self.spec.tasks])
         if config.normalize_value:
+            before = self.moments.mean, self.moments.std
             self.moments.update(returns[roll.valid], roll.task[roll.valid])
+            if config.popart:
+                after = self.moments.mean, self.moments.std
+                preserve_outputs_(self.critic.head.net.layers[-1], before, after)
         if config.normalize_advantage:
             self.spread.update(advantage[roll.valid], roll.task[roll.valid])
             advantage = self.spread.normalize(advantage, roll.task)
@@ -275,8 +295,10 @@ class PPO:
             torch.as_tensor(first[at], device=self.device),
         )
 
-    def _step(self, batch: Minibatch) -> dict[str, float]:
-        """One gradient step on one minibatch [t, m]."""
+    def _step(
+        self, batch: Minibatch, *, actor: bool = True, critic: bool = True, look: bool = False
+    ) -> dict[str, float]:
+        """One gradient step of actor, critic or both on one minibatch [t, m]; ``look``: and a look inside."""
         config, column = self.config, batch.columns
         task, valid, advantage = column["task"], column["valid"], column["advantage"]
         rows = Rows(batch.leaves, task, column["first"])
@@ -285,7 +307,7 @@ class PPO:
         log_prob = torch.cat([policy.log_prob(a.flatten(0, 1)).view(a.shape[:2]) for policy, a in pairs], 1)
         entropy = torch.cat([policy.entropy().view(a.shape[:2]) for policy, a in pairs], 1)
 
-        weight = self._weights(task, valid)
+        weight = task_weights(task, valid, len(self.spec.tasks))
         log_ratio = (log_prob - column["log_prob"]).masked_fill(~valid, 0.0)
         ratio = log_ratio.exp()
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage)
@@ -294,11 +316,19 @@ class PPO:
             change = (value - column["old_value"]).clamp(-config.value_clip, config.value_clip)
             error = torch.maximum(error, (column["old_value"] + change - column["target"]).square())
         losses = {"policy": -gain, "value": error, "entropy": entropy}
-        policy, critic, bonus = ((loss.masked_fill(~valid, 0.0) * weight).sum() for loss in losses.values())
-        loss = policy + config.value_weight * critic - config.entropy * bonus
+        policy, fit, bonus = ((loss.masked_fill(~valid, 0.0) * weight).sum() for loss in losses.values())
+        loss = torch.stack([*[policy - config.entropy * bonus] * actor, *[config.value_weight * fit] * critic]).sum()
         if not torch.isfinite(loss):
             for name, each in losses.items():
                 self._guard(f"{name} loss", *(x.detach().cpu().numpy() for x in (each, task, valid)))
+        seen: dict[str, float] = {}
+        if look:
+            seen = inspect(
+                self.nets,
+                lambda: evaluate(self.policy, self.critic, rows, batch.memory),
+                [task.name for task in self.spec.tasks],
+            )
+            seen |= conflict_metrics("policy", (-gain - config.entropy * entropy)[valid], task[valid], self.policy)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = config.max_grad_norm or float("inf")
@@ -310,23 +340,8 @@ class PPO:
         with torch.no_grad():
             clipped = (((ratio - 1).abs() > config.clip).float() * weight).sum()
             divergence = ((ratio - 1 - log_ratio) * weight).sum()
-        terms = {"policy": policy, "value": critic, "entropy": bonus, "approx_kl": divergence, "clip_fraction": clipped}
-        return {name: float(term.detach()) for name, term in terms.items()}
-
-    def _weights(self, task: Tensor, valid: Tensor) -> Tensor:
-        """Weights [t, m] that sum to 1, an equal share for each task that is present."""
-        count = torch.bincount(task.flatten(), valid.flatten().float(), minlength=len(self.spec.tasks))
-        return valid / (count[task].clamp(min=1) * (count > 0).sum())
-
-    def _explained(self, returns: Array, value: Array) -> dict[str, float]:
-        """Share of the returns' variance that the critic explains, per task and their mean."""
-        found: dict[str, float] = {}
-        for index, task in enumerate(self.spec.tasks):
-            own = self.rollout.valid & (self.rollout.task == index)
-            variance = returns[own].var() if own.any() else 0.0
-            if variance > 0:
-                found[f"losses/explained_variance/{task.name}"] = float(1 - (returns - value)[own].var() / variance)
-        return {**found, "losses/explained_variance": float(np.mean(list(found.values())))} if found else {}
+        terms = {"policy": policy, "value": fit, "entropy": bonus, "approx_kl": divergence, "clip_fraction": clipped}
+        return {name: float(term.detach()) for name, term in terms.items()} | seen
 
     def _guard(self, name: str, array: Array, task: Array, valid: Array) -> None:
         """Raise if an entry [t, n] that counts is not finite."""
@@ -382,13 +397,3 @@ class PPOActor:
         self.generator.set_state(state["generator"])
         memory = state["memory"]
         self.memory = None if memory is None else memory.to(self.agent.device)
-
-
-def _chunk(config: PPO.Config) -> int:
-    """Consecutive steps of a row that are learned from together."""
-    if not config.memory:
-        return 1
-    chunk = config.chunk or max(d for d in range(1, 33) if config.rollout % d == 0)
-    if config.rollout % chunk:
-        raise ValueError(f"chunk={chunk} must divide rollout={config.rollout}")
-    return chunk

@@ -9,10 +9,9 @@ https://arxiv.org/abs/2505.23150): rewards divided by each task's largest return
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,15 +19,19 @@ from gymnasium.spaces import Box
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from mtrl.nn.heads import TaskMLP
+from mtrl.nn.aggregation import Method
+from mtrl.nn.balancers import BalancerName
+from mtrl.nn.continuous import ActionCritic, Rows, SquashedPolicy
+from mtrl.nn.descent import Descent
+from mtrl.nn.diagnostics import conflict_metrics, inspect
 from mtrl.nn.linear import Probe, Route, matmul, probe
 from mtrl.nn.losses import project, squashed_sample
-from mtrl.nn.normalizers import MaxReturnScale
+from mtrl.nn.normalizers import MaxReturnScale, MeanRewardScale
 from mtrl.nn.optim import load_optimizer_state, optimizer_state
-from mtrl.nn.perception import Perception, PerceptionConfig, flat_width, to_tensors
-from mtrl.nn.trunk import TrunkConfig, make_trunk
+from mtrl.nn.perception import PerceptionConfig, flat_width, to_tensors
+from mtrl.nn.trunk import TrunkConfig
 from mtrl.replay import Replay
-from mtrl.types import Actor, Array, Decision, Group, Layout, Obs, Spec, Step
+from mtrl.types import Actor, Array, Decision, Layout, Obs, Spec, Step
 
 
 class SAC:
@@ -62,12 +65,18 @@ class SAC:
         alpha: float = Field(1.0, gt=0, description="initial temperature of every task")
         target_entropy: float = Field(-1.0, description="per action dimension")
         log_std: tuple[float, float] = Field((-10.0, 2.0), description="bounds of the policy's log standard deviation")
-        reward_scale: Literal["none", "max_return"] = Field("none", description="max_return: BRC, returns up to v_max")
+        reward_scale: Literal["none", "max_return", "mean_reward"] = Field(
+            "none", description="max_return: BRC, returns up to v_max; mean_reward: ARS"
+        )
+        critic_gradients: Method = Field("mean", description="how the tasks' gradients become one")
+        actor_gradients: Method = Field("mean", description="TOPPO: pcgrad here, fairgrad for the critic")
+        critic_balance: BalancerName | None = Field(None, description="how the tasks' losses become one; null: mean")
         critic: Literal["mse", "categorical"] = Field("mse", description="categorical: give it max_return")
         atoms: int = Field(101, ge=2, description="of the categorical critic, evenly spaced on [-v_max, v_max]")
         v_max: float = Field(10.0, gt=0)
         matmul: Literal["auto"] | Route = Field("auto", description="auto: the fastest with fp32 accuracy; or bf16")
         log_every: int = Field(100, ge=1, description="updates that one record of metrics averages")
+        inspect_every: int = Field(10, ge=0, description="records between looks at experts, ranks, conflicts; 0: none")
 
     def __init__(self, spec: Spec, config: Config, *, seed: int, device: str = "cpu") -> None:
         for group in spec.groups:
@@ -79,8 +88,10 @@ class SAC:
         tasks = len(spec.tasks)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.policy = Policy(spec, config).to(self.device)
-            self.critics = nn.ModuleList(Critic(spec, config) for _ in range(2)).to(self.device)
+            self.policy = SquashedPolicy(spec, config.perception, config.trunk, config.log_std).to(self.device)
+            own, out = config.critic_trunk or config.trunk, 1 if config.critic == "mse" else config.atoms
+            critics = (ActionCritic(spec, config.perception, own, out) for _ in range(2))
+            self.critics = nn.ModuleList(critics).to(self.device)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.full((tasks,), float(np.log(config.alpha)), device=self.device))
         sizes = torch.tensor([flat_width(spec.group(task.group)) for task in spec.tasks])
@@ -91,9 +102,26 @@ class SAC:
             "critic": torch.optim.Adam(self.critics.parameters(), config.lr, **adam),
             "alpha": torch.optim.Adam([self.log_alpha], config.alpha_lr, **adam),
         }
+        nets = {"actor": self.policy, "critic": self.critics, "alpha": nn.ParameterDict({"log_alpha": self.log_alpha})}
+        choices: dict[str, dict[str, Any]] = {
+            "actor": {"clip": config.grad_clip, "gradients": config.actor_gradients},
+            "critic": {
+                "clip": config.grad_clip,
+                "gradients": config.critic_gradients,
+                "balance": config.critic_balance,
+            },
+            "alpha": {},
+        }
+        self.names = [task.name for task in spec.tasks]
+        self.descents = {
+            name: Descent(name, net, self.optimizers[name], self.names, seed=seed, **choices[name])
+            for name, net in nets.items()
+        }
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.replay = Replay(spec, config.capacity, seed=seed)
-        self.scale = MaxReturnScale(tasks, config.gamma, config.v_max) if config.reward_scale == "max_return" else None
+        self.scale = None if config.reward_scale == "none" else MeanRewardScale(tasks)
+        if config.reward_scale == "max_return":
+            self.scale = MaxReturnScale(tasks, config.gamma, config.v_max)
         self.support = torch.linspace(-config.v_max, config.v_max, config.atoms, device=self.device)
         self.pretrained = False  # a policy that was loaded needs no random play
         self.steps = 0  # vector steps observed
@@ -125,10 +153,12 @@ class SAC:
             return {}
         metrics: dict[str, float] = {}
         for _ in range(self.config.updates):
-            self._learn(self._batch())
+            rows = self._learn(self._batch())
             self.updates += 1
             if self.updates % self.config.log_every == 0:
                 metrics = self._metrics()
+                if self.config.inspect_every and self.updates // self.config.log_every % self.config.inspect_every == 0:
+                    metrics |= self._look(rows)
         return metrics
 
     def _batch(self) -> Rows:
@@ -151,32 +181,44 @@ class SAC:
             {name: to_tensors(batch.next, self.device) for name, batch in batches.items()},
         )
 
-    def _learn(self, rows: Rows) -> None:
-        """One gradient step of critics, actor and temperatures; every loss is a mean over tasks of a mean over rows."""
-        alpha = self.log_alpha.detach().exp()[rows.task]
+    def _learn(self, rows: Rows) -> Rows:
+        """One gradient step of critics, actor and temperatures; every task has the same share of every loss."""
+        alpha = self.log_alpha.detach().exp()
         with matmul(self.route, self.device):
             with torch.no_grad():
-                target = self._target(rows, alpha)
-            values = [critic(rows.obs, rows.action, rows.task) for critic in self.critics]
-            if self.config.critic == "mse":
-                losses = [(value[:, 0].float() - target).square() for value in values]
-            else:
-                losses = [-(target * value.float().log_softmax(1)).sum(1) for value in values]
-            self._descend("critic", losses[0] + losses[1], rows.task, self.critics)
+                rows = rows._replace(target=self._target(rows, alpha[rows.task]))
+            self._descend("critic", self._critic_loss, rows)
+
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def actor_loss(part: Rows) -> Tensor:
+            action, log_prob = self._act(part.obs, part.task)
+            values = [self._expected(critic(part.obs, action, part.task)) for critic in self.critics]
+            value = torch.minimum(*values) if self.config.critic == "mse" else (values[0] + values[1]) / 2
+            seen.append((log_prob.detach(), value.detach()))
+            return alpha[part.task] * log_prob - value
 
         self.critics.requires_grad_(False)  # the actor's loss needs no gradient of their weights
         with matmul(self.route, self.device):
-            action, log_prob = self._act(rows.obs, rows.task)
-            values = [self._expected(critic(rows.obs, action, rows.task)) for critic in self.critics]
-            value = torch.minimum(*values) if self.config.critic == "mse" else (values[0] + values[1]) / 2
-            self._descend("actor", alpha * log_prob - value, rows.task, self.policy)
+            self._descend("actor", actor_loss, rows)
         self.critics.requires_grad_(True)
+        log_prob, value = (torch.cat(parts) for parts in zip(*seen, strict=True))
 
-        gap = log_prob.detach() + self.target_entropy[rows.task]
-        self._descend("alpha", -self.log_alpha[rows.task] * gap, rows.task, None)
+        gap = log_prob + self.target_entropy[rows.task]
+        self._descend("alpha", lambda rows: -self.log_alpha[rows.task] * gap, rows)
         torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), self.config.tau)
-        share = value.detach() / self.config.batch_size
+        share = value / self.config.batch_size
         self._sum("q", torch.zeros_like(self.log_alpha).index_add_(0, rows.task, share))
+        return rows
+
+    def _critic_loss(self, rows: Rows) -> Tensor:
+        """Both critics' losses [n] against ``rows.target``."""
+        values = [critic(rows.obs, rows.action, rows.task).float() for critic in self.critics]
+        if self.config.critic == "mse":
+            losses = [(value[:, 0] - rows.target).square() for value in values]
+        else:
+            losses = [-(rows.target * value.log_softmax(1)).sum(1) for value in values]
+        return losses[0] + losses[1]
 
     def _target(self, rows: Rows, alpha: Tensor) -> Tensor:
         """Soft Bellman targets: values [n], or probabilities [n, atoms] of the categorical critic."""
@@ -204,29 +246,18 @@ class SAC:
             log_probs.append(log_prob)
         return actions, torch.cat(log_probs)
 
-    def _descend(self, name: str, loss: Tensor, task: Tensor, module: nn.Module | None) -> None:
-        """One optimiser step on the mean of ``loss`` [n], if loss and gradient are finite."""
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad()
-        mean = loss.mean()
-        mean.backward()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-        if not torch.isfinite(mean + norm):
-            raise FloatingPointError(self._explain(name, loss, task, module))
-        if self.config.grad_clip is not None and module is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm, foreach=True)
-        optimizer.step()
-        self._sum(f"losses/{name}", mean.detach())
+    def _descend(self, name: str, loss: Callable[[Rows], Tensor], rows: Rows) -> None:
+        self._sum(f"losses/{name}", self.descents[name](loss, rows, self.updates))
 
-    def _explain(self, name: str, loss: Tensor, task: Tensor, module: nn.Module | None) -> str:
-        bad = sorted({self.spec.tasks[t].name for t in task[~torch.isfinite(loss)].tolist()})
-        if bad:
-            return f"the {name} loss of {', '.join(bad)} is not finite at update {self.updates}"
-        named = module.named_parameters() if module is not None else [("log_alpha", self.log_alpha)]
-        grads = [key for key, p in named if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
-        where = ", ".join(grads) or "all parameters together"
-        return f"the {name} gradient of {where} is not finite at update {self.updates}"
+    def _look(self, rows: Rows) -> dict[str, float]:
+        """Experts, ranks and dormant units of actor and first critic; how much the tasks' critic gradients disagree."""
+        critic = self.critics[0]
+        with matmul(self.route, self.device):
+            nets = {"policy": self.policy, "critic": critic}
+            found = inspect(
+                nets, lambda: (self.policy(rows.obs, rows.task), critic(rows.obs, rows.action, rows.task)), self.names
+            )
+            return found | conflict_metrics("critic", self._critic_loss(rows), rows.task, critic)
 
     def _sum(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -249,6 +280,7 @@ class SAC:
             "optimizers": {name: optimizer_state(optimizer) for name, optimizer in self.optimizers.items()},
             "generator": self.generator.get_state(),
             "replay": self.replay.state_dict(),
+            "descents": {name: descent.state_dict() for name, descent in self.descents.items()},
             "scale": self.scale.state_dict() if self.scale is not None else None,
             "route": self.route,
             "steps": self.steps,
@@ -265,6 +297,8 @@ class SAC:
             self.log_alpha.copy_(state["log_alpha"])
         for name, optimizer in self.optimizers.items():
             load_optimizer_state(optimizer, state["optimizers"][name])
+        for name, descent in self.descents.items():
+            descent.load_state_dict(state["descents"][name])
         self.generator.set_state(state["generator"])
         self.replay.load_state_dict(state["replay"])
         if self.scale is not None:
@@ -276,91 +310,6 @@ class SAC:
     def load_policy(self, state: Mapping[str, Any]) -> None:
         self.policy.load_state_dict(state)
         self.pretrained = True
-
-
-class Rows(NamedTuple):
-    """A batch of n transitions, group after group: {group: ...} per group, [n] over all of them."""
-
-    task: Tensor
-    obs: dict[str, dict[str, Tensor]]
-    action: dict[str, Tensor]
-    reward: Tensor
-    terminated: Tensor
-    next: dict[str, dict[str, Tensor]]
-
-
-class Policy(nn.Module):
-    """Perception per group, one trunk, a head per group (and task) with mean and log deviation of a Gaussian."""
-
-    def __init__(self, spec: Spec, config: SAC.Config) -> None:
-        super().__init__()
-        self.perception = Perception(spec, config.perception)
-        self.trunk = make_trunk(config.trunk, self.perception.width, len(spec.tasks))
-        self.heads = nn.ModuleDict()
-        self.low, self.high = config.log_std
-        for group in spec.groups:
-            heads = len(group.tasks) if self.trunk.per_task else 1
-            self.heads[group.name] = TaskMLP(heads, (self.trunk.out, 2 * flat_width(group)))
-            local = torch.zeros(len(spec.tasks), dtype=torch.int64)
-            if self.trunk.per_task:
-                local[list(group.tasks)] = torch.arange(heads)
-            self.register_buffer(f"local:{group.name}", local, persistent=False)
-            assert isinstance(group.action, Box)  # SAC has checked
-            for end, values in (("low", group.action.low), ("high", group.action.high)):
-                self.register_buffer(f"{end}:{group.name}", torch.as_tensor(values), persistent=False)
-
-    def forward(self, obs: Mapping[str, Mapping[str, Tensor]], task: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Leaves per group and the tasks [n] of their rows -> (mean, log deviation) [n_g, a] per group."""
-        latents = [self.perception(leaves, name) for name, leaves in obs.items()]
-        features = self.trunk(torch.cat(latents), task)
-        out, start = {}, 0
-        for name, latent in zip(obs, latents, strict=True):
-            rows = slice(start, start + len(latent))
-            local = self.get_buffer(f"local:{name}")[task[rows]]
-            mean, log_std = self.heads[name](features[rows], local).float().chunk(2, 1)
-            out[name] = mean, log_std.clamp(self.low, self.high)
-            start = rows.stop
-        return out
-
-    def to_unit(self, action: Tensor, group: str) -> Tensor:
-        """The environment's bounds to [-1, 1]."""
-        low, high = self.get_buffer(f"low:{group}"), self.get_buffer(f"high:{group}")
-        return (action - low) / (high - low) * 2 - 1
-
-    def to_env(self, action: Tensor, group: str) -> Tensor:
-        """[-1, 1] to the environment's bounds."""
-        low, high = self.get_buffer(f"low:{group}"), self.get_buffer(f"high:{group}")
-        return torch.clamp(low + (action + 1) / 2 * (high - low), low, high)
-
-
-class Critic(nn.Module):
-    """Q(s, a): the action joins the ``vector`` leaf; perception per group, one trunk, one head (per task)."""
-
-    def __init__(self, spec: Spec, config: SAC.Config) -> None:
-        super().__init__()
-        groups = tuple(dataclasses.replace(group, leaves=_with_action(group)) for group in spec.groups)
-        trunk = config.critic_trunk or config.trunk
-        self.perception = Perception(dataclasses.replace(spec, groups=groups), config.perception, state=True)
-        self.trunk = make_trunk(trunk, self.perception.width, len(spec.tasks))
-        out = 1 if config.critic == "mse" else config.atoms
-        self.head = TaskMLP(len(spec.tasks) if self.trunk.per_task else 1, (self.trunk.out, out))
-
-    def forward(self, obs: Mapping[str, Mapping[str, Tensor]], action: Mapping[str, Tensor], task: Tensor) -> Tensor:
-        """Leaves and actions in [-1, 1] per group, tasks [n] of their rows -> [n, 1] values or [n, atoms] logits."""
-        latents = []
-        for name, leaves in obs.items():
-            own = [leaves["vector"]] if "vector" in leaves else []
-            latents.append(self.perception({**leaves, "vector": torch.cat([*own, action[name]], 1)}, name))
-        features = self.trunk(torch.cat(latents), task)
-        return self.head(features, task if self.trunk.per_task else torch.zeros_like(task))
-
-
-def _with_action(group: Group) -> dict[str, Box]:
-    own = [group.leaves["vector"]] if "vector" in group.leaves else []
-    ends = np.ones(flat_width(group), np.float32)
-    low = np.concatenate([*(box.low for box in own), -ends])
-    high = np.concatenate([*(box.high for box in own), ends])
-    return {**group.leaves, "vector": Box(low, high, dtype=np.float32)}
 
 
 class SACActor:

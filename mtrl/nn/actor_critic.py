@@ -98,7 +98,7 @@ class Body(nn.Module):
     ) -> None:
         super().__init__()
         self.perception = Perception(spec, perception, state=state)
-        self.trunk = make_trunk(trunk, self.perception.width, len(spec.tasks))
+        self.trunk = make_trunk(trunk, self.perception.width, len(spec.tasks), self.perception.view)
         self.memory = Memory(int(self.trunk.out), memory) if memory else None  # type: ignore[arg-type]
         self.out: int = memory or int(self.trunk.out)  # type: ignore[arg-type]
         self.per_task = bool(self.trunk.per_task)

@@ -12,6 +12,7 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
+from mtrl.nn.experts import ExpertConv, ExpertLinear
 from mtrl.nn.perception import ACTIVATIONS
 from mtrl.types import Group
 
@@ -60,12 +61,17 @@ class TaskLinear(nn.Module):
 
     def sorted(self, x: Tensor, counts: tuple[int, ...]) -> Tensor:
         """As ``forward`` for rows that are sorted by task, ``counts[t]`` of task t."""
-        if len(set(counts)) == 1:  # equal shares: one batched product
-            batch = x.view(self.num_tasks, counts[0], x.shape[1])
-            return torch.baddbmm(self.bias[:, None], batch, self.weight).flatten(0, 1)
-        # unbind: its backward is one stack, where indexing weight[t] would write a full-size gradient per task.
-        parts = zip(x.split(counts), self.weight.unbind(0), self.bias.unbind(0), strict=True)
-        return torch.cat([torch.addmm(bias, part, weight) for part, weight, bias in parts])
+        return task_linear(x, self.weight, self.bias, counts)
+
+
+def task_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """Rows x [n, in] sorted by task, ``counts[t]`` of task t, times weight [T, in, out] plus bias [T, out]."""
+    if len(set(counts)) == 1:  # equal shares: one batched product
+        batch = x.view(len(weight), counts[0], x.shape[1])
+        return torch.baddbmm(bias[:, None], batch, weight).flatten(0, 1)
+    # unbind: its backward is one stack, where indexing weight[t] would write a full-size gradient per task.
+    parts = zip(x.split(counts), weight.unbind(0), bias.unbind(0), strict=True)
+    return torch.cat([torch.addmm(b, part, w) for part, w, b in parts if len(part)])
 
 
 class TaskMLP(nn.Module):
@@ -223,14 +229,15 @@ class ValueHead(nn.Module):
 
 
 def orthogonal_(module: nn.Module, gain: float) -> None:
-    """Orthogonal weights of this gain and zero biases in every layer below ``module``, per task in ``TaskLinear``.
+    """Orthogonal weights of this gain and zero biases in every layer below ``module``, per task and per expert.
 
     Orthogonal initialisation is detail 2 of https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/.
     """
     for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d | TaskLinear):
+        if isinstance(part, nn.Linear | nn.Conv2d | TaskLinear | ExpertLinear | ExpertConv):
+            stacked = isinstance(part, TaskLinear | ExpertLinear | ExpertConv)
             with torch.no_grad():
-                for weight in part.weight if isinstance(part, TaskLinear) else (part.weight,):
+                for weight in part.weight if stacked else (part.weight,):
                     weight.copy_(nn.init.orthogonal_(torch.empty(weight.shape), gain))  # weights may be channels last
                 if part.bias is not None:
                     part.bias.zero_()

@@ -34,3 +34,9 @@ def project(probs: Tensor, atoms: Tensor, support: Tensor) -> Tensor:
     out = probs.new_zeros(len(probs), len(support))
     out.scatter_add_(1, left, probs * (1 - share))
     return out.scatter_add_(1, left + 1, probs * share)
+
+
+def task_weights(task: Tensor, valid: Tensor, num_tasks: int) -> Tensor:
+    """Weights of rows [...] that sum to 1 and give an equal share to each task that has valid rows; 0 elsewhere."""
+    count = torch.bincount(task.flatten(), valid.flatten().float(), minlength=num_tasks)
+    return valid / (count[task].clamp(min=1) * (count > 0).sum())

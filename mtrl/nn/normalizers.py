@@ -1,4 +1,4 @@
-"""Running statistics that bring tasks to one scale. Plain numpy float64: they are read a few times per update."""
+"""Running statistics that bring tasks to one scale, in plain numpy float64: they are read a few times per update."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from mtrl.types import Array, Step
 
@@ -109,3 +111,80 @@ class MaxReturnScale:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.largest = np.array(state["largest"])
         self._running = [np.asarray(row).tolist() for row in state["running"]]
+
+
+class MeanRewardScale:
+    """Multiplies each task's rewards so that their mean size is that of the most rewarding task.
+
+    The scale of ARS (Cho et al., ICML 2025): c_k = max_j m_j / m_k, with m the mean absolute reward so far (the paper's
+    mean reward, made safe for signs), at most ``largest``; tasks without any reward keep c = 1. It is recomputed only
+    now and then, so that targets stand still in between; the paper recomputes when it resets its networks.
+
+    Args:
+        num_tasks: T.
+        every: vector steps between recomputations.
+        largest: bound of c.
+    """
+
+    def __init__(self, num_tasks: int, *, every: int = 10_000, largest: float = 1e3) -> None:
+        self.every, self.largest = every, largest
+        self.total, self.count = np.zeros(num_tasks), np.zeros(num_tasks)
+        self.steps = 0
+        self._divisors = np.ones(num_tasks)
+
+    def observe(self, step: Step) -> None:
+        """Take in one transition of every row."""
+        task, active = step.obs.task, step.active
+        self.total += np.bincount(task[active], np.abs(step.reward[active]), len(self.total))
+        self.count += np.bincount(task[active], minlength=len(self.count))
+        self.steps += 1
+        if self.steps % self.every == 0:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Compute the scale anew from all rewards so far."""
+        mean = self.total / np.maximum(self.count, 1)
+        seen = mean > 0
+        largest = mean.max(initial=0.0)
+        ratio = np.where(seen, mean, largest) / (largest or 1.0)
+        self._divisors = np.where(seen, np.maximum(ratio, 1 / self.largest), 1.0)
+
+    def divisors(self, alpha: Array, target_entropy: Array) -> Array:
+        """1 / c [T]; takes what ``MaxReturnScale.divisors`` takes and needs none of it."""
+        return self._divisors
+
+    def state_dict(self) -> dict[str, Any]:
+        arrays = {"total": self.total.copy(), "count": self.count.copy(), "divisors": self._divisors.copy()}
+        return {**arrays, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.total, self.count, self._divisors = (np.array(state[key]) for key in ("total", "count", "divisors"))
+        self.steps = int(state["steps"])
+
+
+@torch.no_grad()
+def preserve_outputs_(layer: nn.Module, before: tuple[Array, Array], after: tuple[Array, Array]) -> None:
+    """PopArt: change each task's last layer so that its denormalised values stay what they were.
+
+    Van Hasselt et al. 2016 (https://arxiv.org/abs/1602.07714), per task as in Hessel et al. 2019
+    (https://arxiv.org/abs/1809.04474): with the value sigma (w f + c) + mu, w <- w sigma / sigma' and
+    c <- (sigma c + mu - mu') / sigma'.
+
+    Args:
+        layer: a ``TaskLinear`` with weight [T, D, 1] and bias [T, 1].
+        before: mean and deviation [T] with which the layer's outputs were denormalised so far.
+        after: those from now on.
+
+    Raises:
+        ValueError: the tasks share the layer.
+    """
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    (mean, std), (new_mean, new_std) = before, after
+    if len(weight) != len(mean):
+        raise ValueError("PopArt rescales each task's own last layer: choose a trunk with a head per task (multi_head)")
+
+    def column(x: Array) -> Tensor:
+        return torch.as_tensor(x, dtype=weight.dtype, device=weight.device)[:, None]
+
+    weight *= column(std / new_std)[:, None]
+    bias.mul_(column(std / new_std)).add_(column((mean - new_mean) / new_std))

@@ -6,11 +6,12 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from gymnasium.spaces import Box
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -29,10 +30,21 @@ JOINED = 256
 """Width of the latents where groups come with different ones and the config names none."""
 
 
+class View(NamedTuple):
+    """Where latents hold a small picture as it came: from column ``start``, flat, of ``shape`` (h, w, c)."""
+
+    start: int
+    shape: tuple[int, int, int]
+
+
 class PerceptionConfig(BaseModel):
     """How leaves become latents."""
 
     model_config = ConfigDict(extra="forbid")
+
+    ignore: tuple[Literal["vector", "image", "tokens"], ...] = Field(
+        default=(), description="leaves that stay unseen (MOORE: vector, which is the direction in MiniGrid)"
+    )
 
     width: int | None = Field(
         default=None, ge=1, description="of the latents; None: as they come, or 256 if the groups would disagree"
@@ -42,7 +54,8 @@ class PerceptionConfig(BaseModel):
         default="onehot", description="cells of a grid of ids: one-hots, or raw numbers"
     )
     channels: tuple[int, ...] = Field(
-        default=(16, 32, 64), description="2x2 convolutions on small images (MOORE's MiniGrid CNN)"
+        default=(16, 32, 64),
+        description="2x2 convolutions on small images (MOORE's MiniGrid CNN); () leaves them to the trunk's experts",
     )
     tokens: Literal["bag", "gru"] = Field(
         default="bag", description="token ids: masked mean of embeddings, or the GRU's end state"
@@ -68,6 +81,8 @@ def mlp(sizes: tuple[int, ...], activation: str, *, layer_norm: bool = False, la
 
 class GridCNN(nn.Module):
     """2x2 convolutions over a small image, [n, c, h, w] uint8 -> [n, out]; tanh after the last one.
+
+    Without ``channels`` it hands on the cells as they are, flat [n, h * w * planes]; ``view`` is their shape.
 
     The network of MOORE's MiniGrid baselines (https://arxiv.org/abs/2311.11385), with one-hot cells as an option. Data
     are kept channels last, where oneDNN's convolutions are fastest at this size.
@@ -100,7 +115,8 @@ class GridCNN(nn.Module):
         for a, b in itertools.pairwise(sizes):
             layers += [nn.Conv2d(a, b, 2), ACTIVATIONS["relu"]()]
         self.convs = _channels_last(nn.Sequential(*layers[:-1]))
-        self.out = (h - len(channels)) * (w - len(channels)) * channels[-1]
+        self.out = (h - len(channels)) * (w - len(channels)) * sizes[-1]
+        self.view = None if channels else (h, w, sizes[0])
 
     def forward(self, image: Tensor) -> Tensor:
         if self.one_hot:
@@ -108,7 +124,8 @@ class GridCNN(nn.Module):
             x = x.permute(0, 3, 1, 2)
         else:
             x = (image.float() * self.scale).contiguous(memory_format=torch.channels_last)
-        return torch.tanh(self.convs(x).permute(0, 2, 3, 1).flatten(1))
+        flat = self.convs(x).permute(0, 2, 3, 1).flatten(1)
+        return flat if self.view else torch.tanh(flat)
 
 
 class NatureCNN(nn.Module):
@@ -163,8 +180,9 @@ class _GroupPerception(nn.Module):
         super().__init__()
         self.encoders = nn.ModuleDict()
         self.natural = 0
+        self.view: View | None = None
         for leaf, box in group.leaves.items():
-            if leaf in ("legal", "alive") or (leaf == "state" and not state):
+            if leaf in ("legal", "alive", *config.ignore) or (leaf == "state" and not state):
                 continue
             encoder: nn.Module
             if leaf in ("vector", "state"):
@@ -174,6 +192,8 @@ class _GroupPerception(nn.Module):
             elif leaf == "image":
                 encoder = _image(group, config)
                 width = int(encoder.out)  # type: ignore[arg-type]
+                if isinstance(encoder, GridCNN) and encoder.view:
+                    self.view = View(self.natural, encoder.view)
             else:
                 encoder = Tokens(int(box.high.max()) + 1, config.token_width, config.tokens)
                 width = encoder.out
@@ -198,6 +218,7 @@ class Perception(nn.Module):
 
     Attributes:
         width: D of the latents, the same for all groups.
+        view: where the latents of every group hold the same small picture as it came, if they do.
 
     Raises:
         ValueError: a group that cannot be perceived; the message names it.
@@ -211,6 +232,8 @@ class Perception(nn.Module):
         for one in self.groups.values():
             if one.natural != self.width:
                 one.join = mlp((int(one.natural), self.width), config.activation)  # type: ignore[arg-type]
+        views = {None if isinstance(one.join, nn.Sequential) else one.view for one in self.groups.values()}
+        self.view: View | None = views.pop() if len(views) == 1 else None  # type: ignore[assignment]
 
     def forward(self, leaves: Mapping[str, Tensor], group: str) -> Tensor:
         """Leaves {leaf: [n, ...]} of one group -> latents [n, width] float32."""
@@ -259,3 +282,12 @@ def flat_width(group: Group) -> int:
 def flat_action(group: Group, action: Tensor) -> Tensor:
     """An action [n] int64 or [n, a] float32 as a network input [n, flat_width]."""
     return action if action.is_floating_point() else F.one_hot(action, flat_width(group)).float()
+
+
+def with_action(group: Group) -> dict[str, Box]:
+    """The leaves of a critic: the group's, with the flat action in [-1, 1] behind the ``vector`` leaf."""
+    own = [group.leaves["vector"]] if "vector" in group.leaves else []
+    ends = np.ones(flat_width(group), np.float32)
+    low = np.concatenate([*(box.low for box in own), -ends])
+    high = np.concatenate([*(box.high for box in own), ends])
+    return {**group.leaves, "vector": Box(low, high, dtype=np.float32)}

@@ -232,3 +232,49 @@ def test_what_it_cannot_take_is_named() -> None:
         PPO(spec, PPO.Config(share=True), seed=0)
     with pytest.raises(ValueError, match="chunk=7 must divide rollout=250"):
         PPO(spec, PPO.Config(memory=8, chunk=7), seed=0)
+
+
+def steps_taken(agent: PPO, net: str) -> int:
+    return int(agent.optimizer.state[next(agent.nets[net].parameters())]["step"])
+
+
+def test_the_published_critic_takes_one_step_per_update() -> None:
+    run = Run("mtrl.testing:Probes/discrete", critic_fit="rollout", advantage_decay=0.0, max_grad_norm=None).train(3)
+    assert (steps_taken(run.agent, "policy"), steps_taken(run.agent, "critic")) == (3 * 4 * 2, 3)
+    assert run.metrics["losses/value"] > 0
+    with pytest.raises(ValueError, match="set share=false"):
+        Run("mtrl.testing:Probes/discrete", critic_fit="rollout", share=True)
+
+
+def test_without_decay_each_rollout_is_normalised_by_itself() -> None:
+    run = Run("mtrl.testing:Probes/discrete", advantage_decay=0.0).train(3)
+    spread = run.agent.spread
+    spread.update(np.array([1.0, 3.0]), np.array([0, 0]))
+    np.testing.assert_allclose((spread.mean[0], spread.std[0]), (2, 1))
+
+
+def test_popart_keeps_the_values_when_the_moments_change() -> None:
+    plain, popart = (Run("mtrl.testing:Probes/discrete", popart=on).train(2) for on in (False, True))
+    for run in (plain, popart):
+        while not run.agent.rollout.full:
+            run.step()
+    before, after = {}, {}
+    for name, run in {"plain": plain, "popart": popart}.items():
+        agent = run.agent
+        before[name] = agent._rollout_values()[0]
+        agent._prepare()
+        after[name] = agent._rollout_values()[0]
+    np.testing.assert_allclose(after["popart"], before["popart"], atol=1e-5)
+    assert np.abs(after["plain"] - before["plain"]).max() > 1e-3
+
+
+def test_looks_inside_are_logged_now_and_then() -> None:
+    run = Run(
+        "mtrl.testing:Probes/discrete", inspect_every=2, trunk={"kind": "moore", "widths": (8,), "experts": 2}
+    ).train(1)
+    found = {name for name in run.metrics if name.startswith("diagnostics/")}
+    names = {"dormant", "effective_rank", "expert_cosine", "expert_residual", "gradient_cosine", "gradient_negative"}
+    assert {f"diagnostics/policy/{name}" for name in names} - found == {"diagnostics/policy/dormant"}  # no activation
+    assert {"diagnostics/critic/effective_rank", "diagnostics/critic/probe/constant_expert1"} <= found
+    assert not [name for name in run.train(2).metrics if name.startswith("diagnostics/")]
+    assert all(np.isfinite(value) for value in run.metrics.values())

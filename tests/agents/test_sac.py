@@ -14,7 +14,7 @@ from mtrl import registry
 from mtrl.nn.normalizers import MaxReturnScale
 from mtrl.nn.trunk import TrunkConfig
 from mtrl.spaces import make_spec
-from mtrl.testing import VALUES
+from mtrl.testing import VALUES, check_agent
 from mtrl.types import Decision, Group, Layout, Obs, Spec, Step, TaskInfo
 from mtrl.vector import MultiTaskVectorEnv
 from mtrl_agents.sac import SAC, SACActor
@@ -281,12 +281,12 @@ def test_metrics_average_the_updates_since_the_last_record() -> None:
     agent = make(ragged_spec(), warmup=10, log_every=5, alpha=0.3, alpha_lr=1e-9)
     actor = agent.actor(RAGGED_LAYOUT, explore=True)
     ragged_run(agent, actor, 14)  # type: ignore[arg-type]  # updates 1 to 4
-    losses = []
-    descend = agent._descend
-    agent._descend = lambda *args: (losses.append(args), descend(*args))[1]  # type: ignore[method-assign]
+    seen: list[tuple[str, torch.Tensor]] = []
+    add = agent._sum
+    agent._sum = lambda *args: (seen.append(args), add(*args))[1]  # type: ignore[method-assign]
     before = agent._sums["losses/critic"].item()
     metrics = agent.update()
-    critic = next(args[1] for args in losses if args[0] == "critic").mean().item()
+    critic = next(value for name, value in seen if name == "losses/critic").item()
     assert metrics["losses/critic"] == pytest.approx((before + critic) / 5)
     assert metrics["charts/probe/1_alpha"] == pytest.approx(0.3)
     assert set(metrics) == {f"losses/{name}" for name in ("critic", "actor", "alpha")} | {
@@ -357,3 +357,47 @@ def test_temperature_moves_towards_its_target_entropy_per_task() -> None:
     # Far above the target of -2 and -1, entropies of a fresh policy push every temperature down.
     assert (agent.log_alpha.detach() < math.log(1.0)).all()
     assert agent.target_entropy.tolist() == [-2.0, -1.0, -2.0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"critic_gradients": "upgrad", "actor_gradients": "pcgrad"},
+        {"critic_balance": "famo"},
+        {"critic_balance": "uncertainty", "reward_scale": "mean_reward"},
+        {"critic_balance": "igb", "critic": "categorical", "reward_scale": "max_return"},
+    ],
+    ids=["gradients", "famo", "uncertainty", "igb"],
+)
+def test_multi_task_optimisation_keeps_the_contract(options: dict[str, Any]) -> None:
+    pytest.importorskip("torchjd")
+    small = {"warmup": 4, "batch_size": 4, "capacity": 200, "log_every": 1, "trunk": {"kind": "moore", "widths": (8,)}}
+    report = check_agent(SAC, options={**small, **options}, groups=("continuous",), steps=16)
+    assert report.ok, str(report)
+
+
+def test_parts_of_a_batch_are_its_tasks_in_order() -> None:
+    agent = make(ragged_spec())
+    ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20)  # type: ignore[arg-type]
+    rows = agent._batch()
+    rows = rows._replace(target=torch.arange(len(rows.task)))
+    parts = rows.parts()
+    assert [part.task.unique().tolist() for part in parts] == [[t] for t in rows.task.unique_consecutive().tolist()]
+    torch.testing.assert_close(torch.cat([part.target for part in parts]), rows.target)
+    torch.testing.assert_close(torch.cat([part.reward for part in parts]), rows.reward)
+    torch.manual_seed(0)
+    rows = rows._replace(target=torch.randn(len(rows.task)))
+    whole, split = agent._critic_loss(rows), torch.cat([agent._critic_loss(part) for part in rows.parts()])
+    torch.testing.assert_close(split, whole)
+
+
+def test_looks_inside_are_logged_every_few_records() -> None:
+    agent = make(ragged_spec(), warmup=10, log_every=2, inspect_every=2, trunk={"kind": "moore", "widths": (8,)})
+    found: list[Any] = []
+    update = agent.update
+    agent.update = lambda: (found.append(update()), found[-1])[1]  # type: ignore[method-assign]
+    ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 18)  # type: ignore[arg-type]  # 8 updates
+    records = [{name for name in metrics if "diagnostics" in name} for metrics in found if metrics]
+    assert [bool(names) for names in records] == [False, True, False, True]
+    names = {"policy/effective_rank", "critic/expert_cosine", "critic/probe/1_expert3", "critic/gradient_negative"}
+    assert {f"diagnostics/{name}" for name in names} <= records[1]

@@ -1,11 +1,22 @@
-"""Trunks know the task exactly when they say so; the memory equals torch's GRU and forgets at episode starts."""
+"""Trunks know the task exactly when they say so, have the published sizes, and equal the plain formulas."""
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import numpy as np
+import pytest
 import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box, Discrete
+from pydantic import ValidationError
 from torch import nn
 
+from mtrl.nn.actor_critic import Body, PolicyNet, Rows, ValueNet
+from mtrl.nn.heads import TaskMLP
+from mtrl.nn.perception import PerceptionConfig
 from mtrl.nn.trunk import Memory, TrunkConfig, make_trunk
+from mtrl.types import Group, Spec, TaskInfo
 
 
 def test_the_shared_trunk_tells_tasks_apart_and_the_multi_head_trunk_does_not() -> None:
@@ -45,3 +56,180 @@ def test_the_memory_equals_the_gru_of_torch_between_resets() -> None:
         state = gru(x[t], torch.where(first[t][:, None], torch.zeros(()), state))
         torch.testing.assert_close(out[t], state)
     torch.testing.assert_close(last, state)
+
+
+def trunk(num_tasks: int = 3, width: int = 6, **fields: Any) -> Any:
+    return make_trunk(TrunkConfig(**fields), width, num_tasks)
+
+
+def test_the_single_head_trunk_appends_the_task_to_its_features() -> None:
+    x, task = torch.randn(1, 6).repeat(2, 1), torch.tensor([0, 2])
+    single = trunk(kind="single_head", widths=(8,))
+    out = single(x, task)
+    assert (single.per_task, single.out, out.shape) == (False, 11, (2, 11))
+    torch.testing.assert_close(out[0, :8], out[1, :8])
+    torch.testing.assert_close(out[:, 8:], torch.tensor([[1.0, 0, 0], [0, 0, 1]]))
+
+
+def mix(found: Any, outputs: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+    """Reference: Gram-Schmidt and sum, one row after the other."""
+    rows = []
+    for u, t in zip(outputs, task, strict=True):
+        basis: list[torch.Tensor] = []
+        for one in u:
+            rest = one - sum(((one @ q) * q for q in basis), torch.zeros(()))
+            basis.append(rest / rest.norm() if found.orthogonal else one)
+        rows.append(sum(w * q for w, q in zip(found.weights[t], basis, strict=True)))
+    return torch.tanh(torch.stack(rows))
+
+
+@pytest.mark.parametrize("kind", ["moe", "moore"])
+def test_mixtures_equal_the_published_formula(kind: str) -> None:
+    found = trunk(kind=kind, widths=(12, 10), experts=3)
+    x, task = torch.randn(8, 6), torch.tensor([0, 1, 2, 2, 1, 0, 0, 1])
+    h = [F.relu(x @ found.layers.layers[0].weight[k] + found.layers.layers[0].bias[k]) for k in range(3)]
+    u = [h[k] @ found.layers.layers[1].weight[k] + found.layers.layers[1].bias[k] for k in range(3)]
+    if kind == "moe":
+        expected = torch.tanh((found.weights[task][:, :, None] * torch.stack(u, 1)).sum(1))
+    else:
+        expected = mix(found, torch.stack(u, 1), task)
+    torch.testing.assert_close(found(x, task), expected, rtol=0, atol=2e-5)
+
+
+def test_moe_with_one_expert_of_weight_one_is_the_multi_head_net() -> None:
+    moe, multi = trunk(kind="moe", widths=(12, 10), experts=1), trunk(kind="multi_head", widths=(12, 10))
+    with torch.no_grad():
+        moe.weights.fill_(1)
+        for own, layer in zip(moe.layers.layers, (multi.layers[0], multi.layers[2]), strict=True):
+            layer.weight.copy_(own.weight[0].T)
+            layer.bias.copy_(own.bias[0])
+    x, task = torch.randn(8, 6), torch.randint(0, 3, (8,))
+    torch.testing.assert_close(moe(x, task), torch.tanh(multi.layers[:3](x)))
+
+
+def test_two_mixtures_of_different_size_live_side_by_side() -> None:
+    one, two = trunk(kind="moore", widths=(8,), experts=2), trunk(kind="moore", widths=(8,), experts=5)
+    x, task = torch.randn(4, 6), torch.tensor([0, 1, 2, 0])
+    before = one(x, task)
+    two(x, task)
+    torch.testing.assert_close(one(x, task), before)
+    norm = torch.atanh(before).norm(dim=1)
+    torch.testing.assert_close(norm, one.weights[task].norm(dim=1), rtol=1e-4, atol=1e-5)  # |a| = |w_t|
+
+
+def test_training_one_task_leaves_the_others_weights_alone() -> None:
+    found = trunk(kind="moore", widths=(8,), experts=2)
+    found(torch.randn(5, 6), torch.full((5,), 1)).sum().backward()
+    assert found.weights.grad[1].abs().min() > 0
+    assert (found.weights.grad[[0, 2]] == 0).all()
+
+
+def grid_spec(tasks: int, direction: bool = False) -> Spec:
+    high = np.broadcast_to(np.array([10, 5, 2], np.uint8)[:, None, None], (3, 7, 7))
+    box = Box(np.zeros_like(high), high, dtype=np.uint8)  # pyright: ignore[reportArgumentType]
+    infos = tuple(TaskInfo(f"t{i}", "g", 5) for i in range(tasks))
+    leaves = {"vector": Box(0, 1, (4,)), "image": box} if direction else {"image": box}
+    return Spec(infos, (Group("g", leaves, Discrete(7), tuple(range(tasks))),))
+
+
+def size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("tasks", "experts", "actor", "critic"),
+    [(3, 2, 417_403, 415_081), (5, 3, 692_162, 688_292), (7, 4, 966_925, 961_507)],
+)
+@pytest.mark.parametrize("kind", ["moore", "moe"])
+def test_minigrid_networks_have_the_published_size(
+    kind: Any, tasks: int, experts: int, actor: int, critic: int
+) -> None:
+    spec = grid_spec(tasks, direction=True)
+    perception = PerceptionConfig(grid="cast", channels=(), ignore=("vector",))
+    config = TrunkConfig(kind=kind, experts=experts, channels=(16, 32, 64))
+    body = Body(spec, perception, config)
+    assert size(body) == experts * 10_544 + experts * tasks
+    assert size(PolicyNet(spec, body, (128,), "tanh")) == actor
+    assert size(ValueNet(spec, body, body, (128,), "tanh")) == critic
+
+
+@pytest.mark.parametrize(("tasks", "actor"), [(3, 406_853), (5, 671_059), (7, 935_265)])
+def test_the_multi_head_baseline_has_the_published_size(tasks: int, actor: int) -> None:
+    body = Body(grid_spec(tasks), PerceptionConfig(grid="cast"), TrunkConfig(kind="multi_head"))
+    assert size(PolicyNet(grid_spec(tasks), body, (128,), "tanh")) == actor
+
+
+@pytest.mark.parametrize(
+    ("tasks", "experts", "critic", "actor"), [(10, 4, 1_357_650, 1_379_320), (50, 6, 2_050_750, 2_181_500)]
+)
+def test_metaworld_networks_have_the_published_size(tasks: int, experts: int, critic: int, actor: int) -> None:
+    config = TrunkConfig(kind="moore", experts=experts, widths=(400, 400, 400))
+    for width, out, expected in ((43, 1, critic), (39, 8, actor)):
+        assert size(make_trunk(config, width, tasks)) + size(TaskMLP(tasks, (400, out))) == expected
+
+
+@pytest.mark.parametrize("grid", ["onehot", "cast"])
+def test_convolutional_experts_see_the_view_as_perception_does(grid: Any) -> None:
+    spec = grid_spec(2)
+    trunk = TrunkConfig(kind="moe", experts=1, channels=(4, 5))
+    body = Body(spec, PerceptionConfig(grid=grid, channels=()), trunk)
+    plain = Body(spec, PerceptionConfig(grid=grid, channels=(4, 5)), TrunkConfig(kind="multi_head"))
+    mixture, encoder = cast(Any, body.trunk), cast(Any, plain.perception.groups["g"]).encoders["image"]
+    with torch.no_grad():
+        mixture.weights.fill_(1)
+        for own, conv in zip(mixture.convs.layers, (encoder.convs[0], encoder.convs[2]), strict=True):
+            conv.weight.copy_(own.weight[0])
+            conv.bias.copy_(own.bias[0])
+    image = torch.stack([torch.randint(0, high, (1, 6, 7, 7)) for high in (11, 6, 3)], 2).to(torch.uint8)
+    rows = Rows({"g": {"image": image}}, torch.zeros(1, 6, dtype=torch.int64), torch.zeros(1, 6, dtype=torch.bool))
+    mine, theirs = body(rows)[0].view(6, 5, 25), plain(rows)[0].view(6, 25, 5).transpose(1, 2)
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_beside_the_view_passes_by_the_experts() -> None:
+    config = TrunkConfig(kind="moore", experts=2, channels=(4, 5))
+    body = Body(grid_spec(2, direction=True), PerceptionConfig(channels=()), config)
+    image, vector = torch.zeros(1, 3, 3, 7, 7, dtype=torch.uint8), torch.randn(1, 3, 4)
+    task, first = torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.bool)
+    features = body(Rows({"g": {"vector": vector, "image": image}}, task, first))[0]
+    assert features.shape == (1, 3, 4 + 5 * 25)
+    torch.testing.assert_close(features[..., :4], vector)
+    torch.testing.assert_close(features[:, 0, 4:], features[:, 1, 4:])  # the picture is the same
+
+
+def test_memory_stands_behind_a_mixture() -> None:
+    body = Body(grid_spec(2), PerceptionConfig(), TrunkConfig(kind="moore", experts=2, widths=(16,)), memory=8)
+    image = torch.zeros(4, 3, 3, 7, 7, dtype=torch.uint8)
+    first = torch.zeros(4, 3, dtype=torch.bool)
+    rows = Rows({"g": {"image": image}}, torch.ones(4, 3, dtype=torch.int64), first)
+    features, state = body(rows, torch.zeros(3, 8))
+    assert features.shape == (4, 3, 8)
+    features.sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in body.parameters())
+    torch.testing.assert_close(state, features[-1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "moore"}, "need layers"),
+        ({"kind": "moore", "channels": (16,)}, r"set perception.channels=\[\]"),
+        ({"kind": "moore", "widths": (3,), "experts": 4}, "4 experts cannot be orthogonal in 3 dimensions"),
+    ],
+)
+def test_experts_that_cannot_be_built_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        trunk(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "multi_head", "experts": 3}, "multi_head does not read experts; moe, moore, .* leave it out"),
+        ({"kind": "moore", "layer_norm": True}, "moore does not read layer_norm; shared, "),
+        ({"kind": "moe_topk", "experts": 3}, "top_k=4 of experts=3"),
+    ],
+)
+def test_fields_that_would_be_ignored_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        TrunkConfig(**fields)

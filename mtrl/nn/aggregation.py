@@ -1,0 +1,205 @@
+"""Gradient aggregation: one direction out of K tasks' gradients.
+
+The Jacobian J [K, P] holds each task's gradient of the shared parameters, computed from the task's own rows: exact and
+cheap as long as no layer couples rows of different tasks. A method sees the Gramian J J^T alone and answers with
+weights; J^T w replaces the gradient. Parameters that belong to one task keep its gradient, divided by K as in the mean.
+
+Methods are those of TorchJD (https://github.com/TorchJD/torchjd; the extra ``gradients``), which also names the papers.
+Around them, three traps measured with TorchJD 0.18.0 are taken out: gradients much smaller than 1, for which some
+methods quietly do nothing; tasks without gradient, which stop MGDA and CAGrad; draws from the global generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Method = Literal[
+    "mean",
+    "pcgrad",
+    "gradvac",
+    "cagrad",
+    "mgda",
+    "imtl_g",
+    "nash_mtl",
+    "fairgrad",
+    "aligned_mtl",
+    "upgrad",
+    "dual_proj",
+]
+
+SILENT = 1e-12
+"""A task whose squared gradient is below this share of the mean one has no say: it is solved, masked or absent."""
+
+
+class Aggregated(NamedTuple):
+    """What an aggregation saw and chose: weights [K] and Gramian [K, K] of the tasks, in the order of the losses."""
+
+    weights: Tensor
+    gramian: Tensor
+
+
+class Aggregator:
+    """Chooses the weights of K gradients. All methods agree with ``mean`` (1/K) where gradients do not conflict, up to
+    the length that MGDA, IMTL-G, Nash-MTL, FairGrad and Aligned-MTL give the result by design.
+
+    Args:
+        method: PCGrad and GradVac return the mean, not the sum, of the corrected gradients. FairGrad has alpha = 1, its
+            result length sqrt(K); Nash-MTL is the same direction limited to length 1. CAGrad's c is 0.5.
+        seed: of the order in which PCGrad and GradVac visit the tasks.
+
+    Raises:
+        ImportError: the method needs a package that is missing; the message says which extra installs it.
+    """
+
+    def __init__(self, method: Method, *, seed: int = 0) -> None:
+        self.method: Method = method
+        self.generator = torch.Generator().manual_seed(seed)
+        self._weighting = _weighting(method)
+
+    def weights(self, gramian: Tensor) -> Tensor:
+        """Weights [K] of gradients with this Gramian [K, K], in its dtype; computed in float64 on the CPU."""
+        gram = gramian.detach().double().cpu()
+        k = len(gram)
+        found = torch.full((k,), 1 / k, dtype=torch.float64)
+        square = gram.diagonal()
+        heard = square > SILENT * square.mean()
+        if self.method == "gradvac":
+            heard |= bool(heard.any())  # its running targets belong to fixed tasks; silent ones do no harm
+        if heard.any():
+            own = gram[heard][:, heard]
+            scale = own.trace() / len(own)
+            seed = int(torch.randint(2**31, (1,), generator=self.generator))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                chosen = self._weighting(own / scale)
+            found[heard] = self._length(chosen, own, scale, k)
+        return found.to(gramian)
+
+    def _length(self, weights: Tensor, gram: Tensor, scale: Tensor, k: int) -> Tensor:
+        """Undo what the rescaled Gramian changed; make sums means over all k tasks."""
+        if self.method == "fairgrad":
+            return weights / scale.sqrt()
+        if self.method == "nash_mtl":
+            weights = weights / scale.sqrt()
+            return weights / (weights @ gram @ weights).clamp(min=1e-24).sqrt().clamp(min=1.0)
+        return weights / k if self.method in ("pcgrad", "gradvac") else weights * len(weights) / k
+
+    def backward(self, losses: Sequence[Tensor], net: nn.Module) -> Aggregated:
+        """Set ``.grad`` of all parameters of ``net`` from the tasks' losses; clip and step afterwards.
+
+        Args:
+            losses: mean loss of each task that is present, from a forward pass of its own rows (a common one is as
+                right, but costs a backward pass over all rows for each task).
+            net: see ``task_parameters`` for how its parameters are told apart.
+        """
+        shared, own = task_parameters(net)
+        jacobian = task_jacobian(losses, shared, own)
+        gramian = jacobian @ jacobian.T
+        weights = self.weights(gramian)
+        parts = (weights @ jacobian).split([p.numel() for p in shared])
+        for parameter, part in zip(shared, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+        return Aggregated(weights, gramian)
+
+    def state_dict(self) -> dict[str, Any]:
+        phi = getattr(self._weighting, "_phi_t", None)  # GradVac's targets are no part of TorchJD's own state_dict
+        return {"generator": self.generator.get_state(), "targets": phi}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        if (phi := state["targets"]) is not None:
+            self._weighting._phi_t, self._weighting._state_key = phi.clone(), (len(phi), phi.dtype)  # type: ignore[attr-defined]
+
+
+def task_parameters(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters that all tasks share, and those of which every task has its own (heads, task weights, embeddings)."""
+    per_task = any(getattr(module, "per_task", False) for module in net.modules())
+    shared, own = [], []
+    for name, parameter in net.named_parameters():
+        parts = name.split(".")
+        if "trunk" in parts:
+            single = parts[-1] in ("weights", "embedding")  # of a mixture, of PaCo; of a task's context
+        else:
+            single = per_task and "perception" not in parts and "memory" not in parts
+        (own if single else shared).append(parameter)
+    return shared, own
+
+
+def task_jacobian(
+    losses: Sequence[Tensor], shared: Sequence[Tensor], own: Sequence[Tensor] = (), *, retain_graph: bool = False
+) -> Tensor:
+    """Gradients [K, P] of the losses for the flattened ``shared``; ``own`` get the mean gradient as their ``.grad``."""
+    jacobian = losses[0].new_zeros(len(losses), sum(p.numel() for p in shared))
+    for parameter in own:
+        parameter.grad = torch.zeros_like(parameter)
+    for row, loss in zip(jacobian, losses, strict=True):
+        keep = retain_graph or loss is not losses[-1]  # losses may share a graph
+        grads = torch.autograd.grad(loss, [*shared, *own], allow_unused=True, retain_graph=keep)
+        start = 0
+        for parameter, grad in zip(shared, grads, strict=False):
+            if grad is not None:
+                row[start : start + grad.numel()] = grad.flatten()
+            start += parameter.numel()
+        for parameter, grad in zip(own, grads[len(shared) :], strict=True):
+            if grad is not None and parameter.grad is not None:
+                parameter.grad.add_(grad, alpha=1 / len(losses))
+    return jacobian
+
+
+def _weighting(method: Method) -> Callable[[Tensor], Tensor]:
+    """The function from a Gramian of mean diagonal 1 to weights."""
+    if method == "mean":
+        return lambda gram: torch.full((len(gram),), 1 / len(gram), dtype=gram.dtype)
+    try:
+        if method == "cagrad":
+            return _cagrad()
+        from torchjd import aggregation as jd
+
+        return {
+            "pcgrad": jd.PCGradWeighting,
+            "gradvac": jd.GradVacWeighting,
+            "mgda": jd.MGDAWeighting,
+            "imtl_g": jd.IMTLGWeighting,
+            "nash_mtl": lambda: jd.FairGradWeighting(alpha=1.0),  # the same equation, without Nash-MTL's solver
+            "fairgrad": lambda: jd.FairGradWeighting(alpha=1.0),
+            "aligned_mtl": jd.AlignedMTLWeighting,
+            "upgrad": jd.UPGradWeighting,
+            "dual_proj": jd.DualProjWeighting,
+        }[method]()
+    except ImportError as error:
+        raise ImportError(f"{method} needs {error.name or error}: pip install 'mtrl-suite[gradients]'") from error
+
+
+def _cagrad(c: float = 0.5) -> Callable[[Tensor], Tensor]:
+    """CAGrad (Liu et al. 2021, https://arxiv.org/abs/2110.14048), solved with SciPy as in the authors' code.
+
+    The least <g_w, g_0> + c |g_0| |g_w| over the simplex; the result is g_0 + c |g_0| g_w / |g_w|.
+    """
+    from scipy.optimize import minimize
+
+    def weights(gram: Tensor) -> Tensor:
+        k = len(gram)
+        m, mean = gram.numpy(), np.full(k, 1 / k)
+        radius = c * np.sqrt(max(mean @ m @ mean, 0.0))
+
+        def norm(w: np.ndarray) -> float:
+            return float(np.sqrt(max(w @ m @ w, 1e-16)))
+
+        best = minimize(
+            lambda w: w @ m @ mean + radius * norm(w),
+            mean,
+            jac=lambda w: m @ mean + radius * (m @ w) / norm(w),
+            method="SLSQP",
+            bounds=[(0, 1)] * k,
+            constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": lambda w: np.ones(k)},
+            options={"ftol": 1e-12, "maxiter": 200},
+        ).x
+        # Where |g_w| vanishes, tasks are in balance (Pareto-stationary): nothing to add to the mean.
+        return torch.from_numpy(mean + (radius / norm(best) * best if norm(best) > 1e-6 else 0.0))
+
+    return weights

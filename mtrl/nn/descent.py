@@ -1,0 +1,118 @@
+"""One gradient step on the losses of many tasks: plain, with balanced losses, or with aggregated gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.nn.aggregation import Aggregator, Method
+from mtrl.nn.balancers import BalancerName, make_balancer
+
+
+class Parted(Protocol):
+    """A batch of n rows that knows their tasks [n] int64 and can be taken apart by task, rows in the same order."""
+
+    @property
+    def task(self) -> Tensor: ...
+    def parts(self) -> Sequence[Self]: ...
+
+
+class Descent:
+    """Steps an optimiser on a loss per row. Every task that is present counts alike.
+
+    Args:
+        name: of the loss, for messages.
+        net: its parameters are the optimiser's.
+        optimizer: steps after the gradient was found finite and clipped.
+        tasks: their names.
+        clip: largest gradient norm, of the final direction; None: any.
+        gradients: how the tasks' gradients become one; other than ``mean`` takes a forward pass per task.
+        balance: how the tasks' losses become one (positive losses only), or None.
+        seed: see ``Aggregator``.
+
+    Raises:
+        ValueError: gradients and losses are both to be changed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        tasks: Sequence[str],
+        *,
+        clip: float | None = None,
+        gradients: Method = "mean",
+        balance: BalancerName | None = None,
+        seed: int = 0,
+    ) -> None:
+        if gradients != "mean" and balance is not None:
+            raise ValueError(f"{name}: gradients={gradients} and balance={balance} exclude each other; choose one")
+        self.name, self.net, self.optimizer, self.tasks, self.clip = name, net, optimizer, tasks, clip
+        self.aggregator = Aggregator(gradients, seed=seed) if gradients != "mean" else None
+        self.balancer = make_balancer(balance, len(tasks)) if balance is not None else None
+
+    def __call__(self, loss: Callable[[Any], Tensor], rows: Parted, update: int) -> Tensor:
+        """One step.
+
+        Args:
+            loss: rows -> losses [n].
+            rows: of the tasks, in equal shares.
+            update: its number, for messages.
+
+        Returns:
+            The mean loss, detached.
+
+        Raises:
+            FloatingPointError: loss or gradient is not finite; names the tasks or parameters. Nothing was stepped.
+        """
+        self.optimizer.zero_grad()
+        if self.aggregator is not None:
+            found = [loss(part) for part in rows.parts()]
+            self.aggregator.backward([each.mean() for each in found], self.net)
+            losses = torch.cat(found)
+        else:
+            losses = loss(rows)
+            (losses.mean() if self.balancer is None else self.balancer(self._per_task(losses, rows.task))).backward()
+        mean = losses.detach().mean()
+        parameters = list(self.net.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+        if not torch.isfinite(mean + norm):
+            raise FloatingPointError(f"{self._explain(losses, rows.task)} at update {update}")
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm, foreach=True)
+        self.optimizer.step()
+        if self.balancer is not None:
+            after = None
+            if self.balancer.needs_after:
+                torch.clear_autocast_cache()  # it holds the weights of before the step
+                with torch.no_grad():
+                    after = self._per_task(loss(rows), rows.task)
+            self.balancer.step(after)
+        return mean
+
+    def _per_task(self, losses: Tensor, task: Tensor) -> Tensor:
+        """Mean loss of each task, [T]."""
+        count = torch.bincount(task, minlength=len(self.tasks)).clamp(min=1)
+        return losses.new_zeros(len(self.tasks)).index_add(0, task, losses) / count
+
+    def _explain(self, losses: Tensor, task: Tensor) -> str:
+        bad = sorted({self.tasks[int(t)] for t in task[~torch.isfinite(losses)].tolist()})
+        if bad:
+            return f"the {self.name} loss of {', '.join(bad)} is not finite"
+        named = self.net.named_parameters()
+        grads = [key for key, p in named if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+        return f"the {self.name} gradient of {', '.join(grads) or 'all parameters together'} is not finite"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of what chooses the direction; net and optimiser are their owner's."""
+        chooser = self.aggregator or self.balancer
+        return {} if chooser is None else chooser.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        chooser = self.aggregator or self.balancer
+        if chooser is not None:
+            chooser.load_state_dict(state)

@@ -1,0 +1,41 @@
+"""Every trunk serves every agent that has a trunk."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from mtrl.nn.trunk.config import Kind
+from mtrl.spaces import make_spec
+from mtrl.testing import Probes, drive
+from mtrl_agents.ppo import PPO
+from mtrl_agents.sac import SAC
+
+SIZES: dict[str, dict[str, Any]] = {
+    "moe_topk": {"experts": 3, "top_k": 2, "expert_width": 8, "gate": (8,)},
+    "soft_modules": {"widths": (16, 16), "experts": 2, "encoder": (16,), "gate": (16,)},
+}
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize(
+    ("agent_class", "options", "group"),
+    [
+        (PPO, {"rollout": 4, "epochs": 1, "minibatches": 2, "head": ()}, "mix"),
+        (PPO, {"rollout": 4, "epochs": 1, "minibatches": 2, "memory": 4}, "mix"),
+        (SAC, {"warmup": 2, "batch_size": 4, "capacity": 50, "log_every": 1}, "continuous"),
+    ],
+    ids=["ppo", "ppo with memory", "sac"],
+)
+def test_agents_take_any_trunk(kind: str, agent_class: Any, options: dict[str, Any], group: str) -> None:
+    options = {**options, "trunk": {"kind": kind, "widths": (16,), **SIZES.get(kind, {})}}
+    tasks = Probes().tasks(group)
+    agent = agent_class(make_spec(tasks), agent_class.Config(**options), seed=0)
+    before = {name: p.clone() for name, p in agent.policy.named_parameters()}
+    for _ in drive(agent, tasks, 10, copies=2):
+        pass
+    moved = [name for name, p in agent.policy.named_parameters() if not torch.equal(p, before[name])]
+    assert len(moved) > len(before) / 2
+    assert all(torch.isfinite(p).all() for p in agent.policy.parameters())

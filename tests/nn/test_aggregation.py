@@ -1,0 +1,218 @@
+"""Gradient aggregation: known answers, TorchJD's own results, degenerate gradients, exact Jacobians from slices."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import nn
+
+from mtrl.nn.aggregation import Aggregator, Method, task_jacobian, task_parameters
+from mtrl.nn.heads import TaskMLP
+from mtrl.nn.trunk import TrunkConfig, make_trunk
+
+METHODS = get_args(Method)
+jd = pytest.importorskip("torchjd.aggregation")
+
+
+def weights(method: Any, jacobian: torch.Tensor) -> torch.Tensor:
+    return Aggregator(method).weights(jacobian @ jacobian.T)
+
+
+KNOWN = {
+    "mean": (0.5, 0.5),
+    "pcgrad": (1.0, 0.75),  # half of the published sum
+    "cagrad": (0.75, 0.5),
+    "mgda": (0.6, 0.4),
+    "imtl_g": (0.5858, 0.4142),
+    "aligned_mtl": (0.5528, 0.4146),
+    "upgrad": (1.0, 0.75),
+    "dual_proj": (0.5, 0.5),
+    "fairgrad": (1.8478, 1.3066),
+    "nash_mtl": (1.3066, 0.9239),  # the same, of length 1
+}
+
+
+@pytest.mark.parametrize("method", KNOWN)
+@pytest.mark.parametrize("size", [1.0, 1e-6, 1e6])
+def test_known_answers_at_any_scale(method: str, size: float) -> None:
+    jacobian = size * torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
+    found = weights(method, jacobian)
+    if method in ("fairgrad", "nash_mtl"):  # their result has a length of its own
+        length = 2**0.5 if method == "fairgrad" else min(1.0, 2**0.5 * size) if size < 1 else 1.0
+        direction = found @ jacobian
+        if size >= 1 or method == "fairgrad":
+            torch.testing.assert_close(direction.norm(), torch.tensor(length), rtol=1e-3, atol=0)
+        found = found / found.sum() * sum(KNOWN[method])
+    torch.testing.assert_close(found, torch.tensor(KNOWN[method]), rtol=2e-3, atol=1e-3)
+
+
+REFERENCE: dict[str, Any] = {
+    "mean": lambda k: jd.Mean(),
+    "pcgrad": lambda k: jd.PCGrad(),
+    "gradvac": lambda k: jd.GradVac(),
+    "mgda": lambda k: jd.MGDA(),
+    "imtl_g": lambda k: jd.IMTLG(),
+    "aligned_mtl": lambda k: jd.AlignedMTL(),
+    "upgrad": lambda k: jd.UPGrad(),
+    "dual_proj": lambda k: jd.DualProj(),
+    "fairgrad": lambda k: jd.FairGrad(alpha=1.0),
+}
+
+
+@pytest.mark.parametrize("method", REFERENCE)
+def test_results_equal_torchjds_on_the_full_jacobian(method: Any) -> None:
+    torch.manual_seed(1)
+    jacobian = torch.randn(5, 40, dtype=torch.float64) + 0.1
+    mine = Aggregator(method, seed=3)
+    order = int(torch.randint(2**31, (1,), generator=torch.Generator().manual_seed(3)))
+    found = mine.weights(jacobian @ jacobian.T) @ jacobian
+    torch.manual_seed(order)  # the order of tasks that the aggregator drew
+    expected = REFERENCE[method](5)(jacobian)
+    if method in ("pcgrad", "gradvac"):
+        expected = expected / 5
+    tolerance = 2e-3 if method == "fairgrad" else 1e-5  # its solver is iterative
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_cagrad_minimises_its_objective() -> None:
+    torch.manual_seed(0)
+    jacobian = torch.randn(4, 6, dtype=torch.float64)
+    g0 = jacobian.mean(0)
+    found = weights("cagrad", jacobian) @ jacobian - g0
+    torch.testing.assert_close(found.norm(), 0.5 * g0.norm())  # the step leaves the mean by exactly c |g_0|
+    worst = (jacobian @ (g0 + found)).min()  # and no other step of that length helps the worst task more
+    for _ in range(300):
+        other = torch.randn(6, dtype=torch.float64)
+        assert (jacobian @ (g0 + 0.5 * g0.norm() * other / other.norm())).min() <= worst + 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_that_agree_are_averaged_in_direction(method: Any) -> None:
+    jacobian = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    found = weights(method, jacobian)
+    torch.testing.assert_close(found / found.sum(), torch.full((3,), 1 / 3), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_task_without_gradient_does_not_stop_the_others(method: Any) -> None:
+    both = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
+    found = Aggregator(method).weights(
+        torch.zeros(3, 3).index_put((torch.tensor([0, 0, 2, 2]), torch.tensor([0, 2, 0, 2])), (both @ both.T).flatten())
+    )
+    assert torch.isfinite(found).all()
+    if method != "gradvac":
+        assert float(found[1]) == pytest.approx(1 / 3)
+    direction = found[[0, 2]] @ both
+    assert float(direction.norm()) > 0.1
+    assert (both @ direction >= -1e-6).all() or method in ("mean", "imtl_g")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "jacobian",
+    [[[0.0, 0.0], [0.0, 0.0]], [[1.0, 0.0], [-1.0, 0.0]], [[1.0, 2.0], [1.0, 2.0]], [[1e-3, 0.0], [0.0, 1e3]]],
+    ids=["zero", "opposite", "equal", "sizes apart"],
+)
+def test_degenerate_gradients_give_finite_results(method: Any, jacobian: list[list[float]]) -> None:
+    j = torch.tensor(jacobian)
+    assert torch.isfinite(weights(method, j) @ j).all()
+
+
+def test_a_small_step_raises_no_loss_where_the_mean_does() -> None:
+    torch.manual_seed(0)
+    raised = 0
+    for _ in range(20):
+        jacobian = torch.randn(3, 30, dtype=torch.float64) * torch.tensor([[1.0], [5.0], [0.2]], dtype=torch.float64)
+        jacobian[0] -= 2 * jacobian[1] / 5
+        for method in ("upgrad", "mgda", "dual_proj"):  # up to the projector's regularisation
+            assert cosines(jacobian, weights(method, jacobian)).min() > -0.05
+        raised += int(cosines(jacobian, torch.full((3,), 1 / 3, dtype=torch.float64)).min() < -0.05)
+    assert raised > 10
+
+
+def cosines(jacobian: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cosine_similarity(jacobian, (weights @ jacobian)[None])
+
+
+class Net(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.trunk = make_trunk(TrunkConfig(kind=kind, widths=(8,)), 5, 3)  # type: ignore[arg-type]
+        self.head = TaskMLP(3 if self.trunk.per_task else 1, (self.trunk.out, 2))
+
+    def forward(self, x: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        return self.head(self.trunk(x, task), task if self.trunk.per_task else task * 0)
+
+
+def losses(net: Net, x: torch.Tensor, task: torch.Tensor) -> list[torch.Tensor]:
+    return [net(x[task == k], task[task == k]).square().mean() for k in range(3)]
+
+
+@pytest.mark.parametrize("kind", ["multi_head", "moore", "care", "paco", "shared"])
+def test_slices_give_the_jacobian_of_full_backward_passes(kind: str) -> None:
+    net = Net(kind).double()
+    x, task = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) % 3
+    shared, own = task_parameters(net)
+    names = {name for name, p in net.named_parameters() if any(p is q for q in own)}
+    expected = {
+        "multi_head": {"head.layers.0.weight", "head.layers.0.bias"},
+        "moore": {"trunk.weights", "head.layers.0.weight", "head.layers.0.bias"},
+        "care": {"trunk.context.embedding"},
+        "paco": {"trunk.weights"},
+        "shared": set(),
+    }
+    assert names == expected[kind]
+    jacobian = task_jacobian(losses(net, x, task), shared, own)
+    means = {id(p): p.grad for p in own}
+    joint = net(x, task).square().mean(1)
+    for k in range(3):
+        grads = torch.autograd.grad(joint[task == k].mean(), shared, retain_graph=True, allow_unused=True)
+        flat = [torch.zeros_like(p).flatten() if g is None else g.flatten() for p, g in zip(shared, grads, strict=True)]
+        torch.testing.assert_close(jacobian[k], torch.cat(flat))
+    net.zero_grad()
+    joint.mean().backward()
+    for parameter in own:
+        torch.testing.assert_close(means[id(parameter)], parameter.grad)
+
+
+def test_the_mean_is_the_plain_backward_pass() -> None:
+    net = Net("moore").double()
+    x, task = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) % 3
+    seen = Aggregator("mean").backward(losses(net, x, task), net)
+    found = [p.grad for p in net.parameters()]
+    net.zero_grad()
+    net(x, task).square().mean().backward()
+    torch.testing.assert_close(found, [p.grad for p in net.parameters()])
+    assert seen.gramian.shape == (3, 3)
+    torch.testing.assert_close(seen.weights, torch.full((3,), 1 / 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", ["pcgrad", "gradvac"])
+def test_random_methods_leave_the_global_generator_alone_and_go_on_from_their_state(method: Any) -> None:
+    torch.manual_seed(0)
+    grams = [j @ j.T for j in torch.randn(6, 4, 9)]
+    before = torch.random.get_rng_state()
+    one, two = Aggregator(method, seed=1), Aggregator(method, seed=2)
+    for gram in grams[:3]:
+        one.weights(gram)
+    two.load_state_dict(one.state_dict())
+    for gram in grams[3:]:
+        assert torch.equal(one.weights(gram), two.weights(gram))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_missing_package_is_named_with_the_extra_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def no_torchjd(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("torchjd"):
+            raise ImportError("gone", name="torchjd")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_torchjd)
+    with pytest.raises(ImportError, match=r"upgrad needs torchjd: pip install 'mtrl-suite\[gradients\]'"):
+        Aggregator("upgrad")
+    Aggregator("mean")
