@@ -1,4 +1,4 @@
-"""The command line: ``mtrl train | evaluate | list | check | doctor | export``.
+"""The command line: ``mtrl train | evaluate | benchmark | results | report | list | check | doctor | export``.
 
 Every command is a few lines over the public functions; ``scripts/`` holds the same as plain scripts.
 """
@@ -41,12 +41,14 @@ def main() -> None:
 @contextlib.contextmanager
 def _friendly() -> Iterator[None]:
     """A user's mistake is one clear line and exit status 2; anything else keeps its traceback."""
+    from mtrl.benchmark.attempt import BenchmarkError
     from mtrl.checkpoint import CheckpointError
     from mtrl.config import ConfigError
     from mtrl.runs import RunError
     from mtrl.spaces import SpaceError
 
-    known = (CheckpointError, ConfigError, FloatingPointError, RunError, SpaceError, registry.UnknownNameError)
+    mistakes = (BenchmarkError, ConfigError, RunError, SpaceError, registry.UnknownNameError)
+    known = (*mistakes, CheckpointError, FloatingPointError)
     try:
         yield
     except known as error:
@@ -136,6 +138,31 @@ def evaluate(
 
             for path in record(found, run / runs.VIDEOS, step=policy.step):
                 Console(stderr=True).print(f"wrote {path}")
+
+
+@app.command()
+def benchmark(
+    spec: Annotated[Path, typer.Argument(help="what to compare, as in configs/benchmark/")],
+    out: Annotated[Path, typer.Option(help="folder of the grid")],
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at once; default: as many as the cores allow")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the grid in --out; finished runs stay")] = False,
+) -> None:
+    """Compare agents: agents x suites x seeds. Interrupt it at any time and go on with --resume."""
+    from mtrl.benchmark import engine, store
+    from mtrl.benchmark.progress import Board
+    from mtrl.benchmark.spec import load_spec
+
+    with _friendly():
+        grid = engine.run_grid(load_spec(spec), out, engine.Local(jobs), Board(console), resume=resume)
+    go_on = f"mtrl benchmark {spec} --out {out} --resume"
+    if grid.signal is not None:
+        console.print(f"interrupted; go on with: {go_on}", soft_wrap=True)
+        raise typer.Exit(128 + grid.signal)
+    for path in store.write_tables(store.load(out)):
+        console.print(f"wrote {path}", soft_wrap=True)
+    if grid.failed:
+        console.print(f"{len(grid.failed)} of {grid.total} runs failed; mend the cause and go on with: {go_on}")
+        raise typer.Exit(1)
 
 
 @app.command(name="list")
