@@ -150,6 +150,7 @@ def benchmark(
     """Compare agents: agents x suites x seeds. Interrupt it at any time and go on with --resume."""
     from mtrl.benchmark import engine, store
     from mtrl.benchmark.progress import Board
+    from mtrl.benchmark.report import REPORT, write_report
     from mtrl.benchmark.spec import load_spec
 
     with _friendly():
@@ -158,11 +159,59 @@ def benchmark(
     if grid.signal is not None:
         console.print(f"interrupted; go on with: {go_on}", soft_wrap=True)
         raise typer.Exit(128 + grid.signal)
-    for path in store.write_tables(store.load(out)):
+    found = store.load(out)
+    for path in (*store.write_tables(found), write_report(found, out / REPORT)):
         console.print(f"wrote {path}", soft_wrap=True)
     if grid.failed:
         console.print(f"{len(grid.failed)} of {grid.total} runs failed; mend the cause and go on with: {go_on}")
         raise typer.Exit(1)
+
+
+@app.command()
+def results(
+    folder: Annotated[Path, typer.Argument(help="a grid, a folder of runs, or one run")],
+    sampled: Annotated[bool, typer.Option("--sampled", help="evaluations with sampled actions")] = False,
+    curves: Annotated[Path | None, typer.Option("--import", help="CSV of step,task,seed,score to put beside")] = None,
+    agent: Annotated[str | None, typer.Option(help="what to call the imported agent; default: the file's name")] = None,
+    suite: Annotated[str | None, typer.Option(help="that the imported curves belong to, if it cannot be told")] = None,
+) -> None:
+    """Print the table of results; write results.csv and runs.csv for pandas, polars or a spreadsheet."""
+    from mtrl.benchmark import store
+    from mtrl.benchmark.analysis import analyse
+    from mtrl.benchmark.tables import terminal
+
+    with _friendly():
+        if curves is not None:
+            path = store.import_curves(folder, curves, agent=agent or curves.stem, suite=suite)
+            console.print(f"wrote {path}", soft_wrap=True)
+        found = store.load(folder)
+        console.print(terminal(analyse(found, "sampled" if sampled else "greedy")))
+        for path in store.write_tables(found):
+            console.print(f"wrote {path}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="a grid, a folder of runs, or one run")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: FOLDER/report.html")] = None,
+    sampled: Annotated[bool, typer.Option("--sampled", help="evaluations with sampled actions")] = False,
+    videos: Annotated[bool, typer.Option(help="embed the best and worst episodes that were filmed")] = True,
+    paper: Annotated[Path | None, typer.Option(help="folder for Markdown and LaTeX tables, SVG and PNG plots")] = None,
+) -> None:
+    """Write one self-contained HTML file: who is better, on what, how sure, at what cost, and how to rerun it."""
+    from mtrl.benchmark import store
+    from mtrl.benchmark.report import REPORT, write_report
+
+    with _friendly():
+        actions = "sampled" if sampled else "greedy"
+        found = store.load(folder)
+        written = [write_report(found, out or folder / REPORT, actions=actions, videos=videos)]
+        if paper is not None:
+            from mtrl.benchmark.paper import write_paper
+
+            written += write_paper(found, paper, actions=actions)
+    for path in written:
+        console.print(f"wrote {path}", soft_wrap=True)
 
 
 @app.command(name="list")
