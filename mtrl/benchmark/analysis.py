@@ -87,13 +87,12 @@ class Entry:
 
     def one_core_hour_buys(self) -> str:
         """In words: the score after one core-hour or, where a run is shorter, how many whole runs fit."""
-        if self.core_hours is None or self.steps_per_core_hour is None:
-            return "unknown"
-        steps = f"{_short(self.steps_per_core_hour)} steps"
+        if self.core_hours is None:
+            return "-"
         if self.core_hours < 1:
-            return f"{steps}: {1 / self.core_hours:.{0 if self.core_hours < 0.1 else 1}f} runs to {self.iqm.value:.2f}"
+            return f"{1 / self.core_hours:.{0 if self.core_hours < 0.1 else 1}f} runs to {self.iqm.value:.2f}"
         within = [point.value for point, hours in zip(self.curve.points, self.curve.hours, strict=True) if hours <= 1]
-        return f"{steps}: " + (f"a score of {within[-1]:.2f}" if within else "less than the first evaluation")
+        return f"a score of {within[-1]:.2f}" if within else "less than the first evaluation"
 
 
 @dataclass(frozen=True)
@@ -340,10 +339,3 @@ def _transfer(suites: Sequence[SuiteResult]) -> tuple[Transfer, ...]:
 
 def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def _short(number: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"

@@ -83,7 +83,7 @@ def render(analysis: Analysis, *, videos: bool = True, live: str = "") -> str:
 <header><div><h1>{escape(title)}</h1>{_lead(analysis)}</div></header>
 <nav class="bar" aria-label="agents"><div>{chips}<button id="theme" class="end">light / dark</button></div></nav>
 <main>{"".join(sections)}
-<footer>Written by <code>mtrl report</code> on {time.strftime("%Y-%m-%d %H:%M %Z")}. The file needs nothing but itself.</footer>
+<footer>Written by <code>mtrl report</code> on {time.strftime("%Y-%m-%d %H:%M %Z")}. It needs no network.</footer>
 </main>
 <div id="tip" role="status" hidden></div>
 <script type="application/json" id="agents">{_json(list(page.index))}</script>
@@ -110,21 +110,27 @@ class _Page:
     def short_answer(self, analysis: Analysis) -> str:
         if not analysis.suites:
             return _section("In short", "<p>No run has finished yet: there is nothing to compare.</p>")
-        parts = []
+        parts = [
+            f'<p class="verdict"><b>{escape(suite.suite)}</b>: {escape(suite.verdict)}</p>' for suite in analysis.suites
+        ]
+        where: dict[str, list[str]] = {}
         for suite in analysis.suites:
-            if len(analysis.suites) > 1:
-                parts.append(f"<h3>{escape(suite.suite)}</h3>")
-            parts.append(f'<p class="verdict">{escape(suite.verdict)}</p>')
-            if suite.cautions:
-                items = "".join(f"<li>{escape(text)}</li>" for text in suite.cautions)
-                parts.append(f'<div class="caution"><b>What may not be concluded</b><ul>{items}</ul></div>')
+            for text in suite.cautions:
+                where.setdefault(text, []).append(suite.suite)
+        if where:
+            items = "".join(
+                f"<li>{'' if len(named) == len(analysis.suites) else escape(', '.join(named)) + ': '}{escape(text)}</li>"
+                for text, named in where.items()
+            )
+            parts.append(f'<div class="caution"><b>What may not be concluded</b><ul>{items}</ul></div>')
         return _section("In short", "".join(parts))
 
     def headline(self, analysis: Analysis) -> str:
         parts = [
-            f'<p class="note">Normalised score of the last checkpoint, {analysis.actions} actions: 0 is a random policy, '
-            f"1 the reference. IQM is the mean of the middle half of all runs x tasks. Intervals are 95 %, from a "
-            f"bootstrap of {analysis.draws:,} replications that resamples runs within each task.</p>"
+            f'<p class="note">Normalised score of the last checkpoint, {analysis.actions} actions: 0 is a random '
+            "policy, 1 the reference. IQM is the mean of the middle half of all runs x tasks; gap is how far runs fall "
+            f"short of 1 on average. Intervals are 95 %, from a bootstrap of {analysis.draws:,} replications that "
+            "resamples runs within each task. A core-hour is an hour of training on one core.</p>"
         ]
         if analysis.overall:
             rows = "".join(
@@ -135,15 +141,14 @@ class _Page:
             parts.append(_table(head, rows))
         for suite in analysis.suites:
             rows = "".join(self.row(entry.agent, self._headline_cells(entry)) for entry in suite.entries)
-            head = (suite.suite, "", "IQM (95 % interval)", "median", "mean", "gap", "success", "seeds", "core-hours")
+            head = (suite.suite, "", "IQM (95 % interval)", "median", "mean", "gap", "success", "seeds")
             parts.append(_table((*head, "one core-hour buys"), rows))
         return _section("Results", "".join(parts)) if analysis.suites else ""
 
     def _headline_cells(self, entry: Entry) -> list[str]:
         success = "-" if entry.success is None else f"{100 * entry.success.mean():.0f} %"
-        hours = "-" if entry.core_hours is None else f"{entry.core_hours * len(entry.runs):.3g}"
-        buys = "-" if entry.core_hours is None else entry.one_core_hour_buys()
-        return [*_estimates(entry.estimates), _td(success), _td(str(len(entry.seeds))), _td(hours), _td(escape(buys))]
+        buys = escape(entry.one_core_hour_buys())
+        return [*_estimates(entry.estimates), _td(success), _td(str(len(entry.seeds))), _td(buys)]
 
     def curves(self, analysis: Analysis) -> str:
         figures = []
@@ -235,7 +240,7 @@ class _Page:
                 value, shade = float(column.mean()), float(np.clip(column.mean(), 0, 1))
                 spread = f", runs from {column.min():.3f} to {column.max():.3f}" if len(column) > 1 else ""
                 tip = escape(f"{entry.agent} on {task}: {value:.3f}{spread}", quote=True)
-                full = " full" if shade > 0.55 else ""
+                full = " full" if shade > 0.66 else ""
                 cell = f'<span class="cell{full}" style="--v:{shade:.2f}" data-tip="{tip}">{value:.2f}</span>'
                 cells.append(f"<td {agent}>{cell}</td>")
             rows.append(f"<tr><td>{escape(task)}</td>{''.join(cells)}</tr>")
@@ -274,7 +279,7 @@ class _Page:
                     _td(f"{entry.steps_per_second or 0:,.0f}"),
                     _td("-" if entry.memory is None else f"{entry.memory / 2**30:.2f} GiB"),
                     _td(f"{entry.core_hours:.3g}"),
-                    _td(escape(entry.one_core_hour_buys()), "strong"),
+                    _td(f"{entry.steps_per_core_hour or 0:,.0f} steps: {escape(entry.one_core_hour_buys())}", "strong"),
                     _td(f"{reached.runs} of {reached.of}{when}"),
                 )
                 rows.append(self.row(entry.agent, cells))
@@ -295,7 +300,7 @@ class _Page:
             f"busy. They hold for this machine: {escape(_machines(analysis.store.runs))}. Runs that share a busy machine "
             "look slower than they are. Reached: runs whose mean score got there; the median of when.</p>"
         )
-        return _section("Speed, memory, cost", note + _table(head, "".join(rows), left=2))
+        return _section("Speed, memory, cost", note + _table((*head, f"reached {level:g}"), "".join(rows), left=2))
 
     def episodes(self, analysis: Analysis) -> str:
         figures, left, skipped = [], _VIDEO_BYTES, []
@@ -324,7 +329,7 @@ class _Page:
         if not figures and not skipped:
             return ""
         more = f'<p class="note">Too large to embed: {escape(", ".join(skipped))}</p>' if skipped else ""
-        note = '<p class="note">Of each agent\'s best run: the episode with the highest and the lowest return per task.</p>'
+        note = '<p class="note">Of each agent\'s best run: the episodes with the highest and the lowest returns.</p>'
         return _section("Episodes", f'{note}<div class="grid episodes">{"".join(figures)}</div>{more}')
 
     def runs(self, store: Store) -> str:
@@ -359,9 +364,10 @@ class _Page:
         whole = next((run for run in store.runs if run.config), None)
         if whole is not None:
             evaluation = whole.config["eval"]
-            parts.append(
-                f"<p>{evaluation['episodes']} episodes per task and evaluation, evaluation seed {evaluation['seed']}.</p>"
+            settings = (
+                f"{evaluation['episodes']} episodes per task and evaluation, evaluation seed {evaluation['seed']}"
             )
+            parts.append(f"<p>{settings}.</p>")
         protocols = {task: kept for run in store.runs for task, kept in run.protocols.items() if kept}
         if protocols:
             keys = list(dict.fromkeys(key for kept in protocols.values() for key in kept))

@@ -6,6 +6,7 @@ file of one.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -77,7 +78,7 @@ def line_chart(
             parts.append(f'<path class="line" d="M{x:.1f} {low:.1f}V{high:.1f}"/>')
         points = [*zip(one.x, one.y, strict=True)]
         if one.steps:
-            points = [p for a, b in zip(points, points[1:], strict=False) for p in (a, (b[0], a[1]))] + points[-1:]
+            points = [p for a, b in itertools.pairwise(points) for p in (a, (b[0], a[1]))] + points[-1:]
         parts.append(f'<path class="line" d="M{_path(points, px, py)}"/>')
         if len(one.x) <= 30 and not one.steps:
             marks = (f'<circle class="dot" cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.6"/>' for x, y in points)
@@ -178,10 +179,10 @@ def standalone(svg: str, labels: Sequence[str] = ()) -> str:
         legend.append(f'<text x="{x + 26}" y="{y + 4}">{escape(label)}</text></g>')
         x += width
     total = y + 14 if labels else height
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{total:.0f}" viewBox="0 0 {WIDTH} {total:.0f}">'
-        f'<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>{rest.removesuffix("</svg>")}{"".join(legend)}</svg>\n'
-    )
+    size = f'width="{WIDTH}" height="{total:.0f}" viewBox="0 0 {WIDTH} {total:.0f}"'
+    paper = f'<style>{style}</style><rect width="100%" height="100%" fill="#fff"/>'
+    body = rest.removesuffix("</svg>") + "".join(legend)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{paper}{body}</svg>\n'
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -36,7 +36,7 @@ def cells(entry: Entry) -> tuple[str, ...]:
         *(f"{one.value:.3f}" for one in rest),
         "-" if entry.success is None else f"{100 * entry.success.mean():.1f} %",
         "-" if entry.core_hours is None else f"{entry.core_hours * len(entry.runs):.3g}",
-        "-" if entry.core_hours is None else entry.one_core_hour_buys(),
+        entry.one_core_hour_buys(),
     )
 
 
@@ -44,12 +44,14 @@ def terminal(analysis: Analysis) -> Group:
     """Tables for a terminal: the headline of each suite, what may not be concluded, and how the runs ended."""
     parts: list[Table | Text] = []
     for suite in analysis.suites:
-        table = Table(title=f"{suite.suite}, {analysis.actions} actions", header_style="bold", title_justify="left")
-        for name in HEAD:
-            table.add_column(name, justify="left" if name == "agent" else "right", no_wrap=name == "agent")
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for name in _NARROW:
+            table.add_column(name, justify="left" if name == "agent" else "right")
         for entry in suite.entries:
-            table.add_row(*cells(entry))
-        parts += [table, Text(suite.verdict), *(Text(f"- {text}", "yellow") for text in suite.cautions), Text()]
+            row = dict(zip(HEAD, cells(entry), strict=True))
+            table.add_row(*(row[name] for name in _NARROW))
+        title = Text(f"{suite.suite}, {analysis.actions} actions", "bold cyan")
+        parts += [title, table, Text(suite.verdict), *(Text(f"- {text}", "yellow") for text in suite.cautions), Text()]
     counts: dict[str, int] = {}
     for run in analysis.store.runs:
         counts[run.status] = counts.get(run.status, 0) + 1
