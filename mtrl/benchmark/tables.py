@@ -11,18 +11,8 @@ from rich.text import Text
 from mtrl.benchmark.analysis import Analysis, Entry, SuiteResult
 from mtrl.benchmark.stats import Estimate
 
-HEAD = (
-    "agent",
-    "seeds",
-    "IQM",
-    "95 % interval",
-    "median",
-    "mean",
-    "gap",
-    "success",
-    "core-hours",
-    "one core-hour buys",
-)
+HEAD = ("agent", "seeds", "IQM", "95 % interval", "median", "mean", "gap", "success", "core-hours", "a core-hour buys")
+_NARROW = ("agent", "seeds", "IQM", "95 % interval", "success", "core-hours", "a core-hour buys")  # fits 80 columns
 
 
 def cells(entry: Entry) -> tuple[str, ...]:
