@@ -118,10 +118,10 @@ class _Page:
             for text in suite.cautions:
                 where.setdefault(text, []).append(suite.suite)
         if where:
-            items = "".join(
-                f"<li>{'' if len(named) == len(analysis.suites) else escape(', '.join(named)) + ': '}{escape(text)}</li>"
-                for text, named in where.items()
-            )
+            items = ""
+            for text, named in where.items():
+                place = "" if len(named) == len(analysis.suites) else f"{', '.join(named)}: "
+                items += f"<li>{escape(place + text)}</li>"
             parts.append(f'<div class="caution"><b>What may not be concluded</b><ul>{items}</ul></div>')
         return _section("In short", "".join(parts))
 
@@ -175,10 +175,8 @@ class _Page:
             figures.append(f"<figure><figcaption>{escape(task)}</figcaption>{chart}</figure>")
         if len(figures) < 2:
             return ""
-        return (
-            f"<details><summary>{escape(suite.suite)}: each of the {len(figures)} tasks (mean over runs)</summary>"
-            f'<div class="grid small">{"".join(figures)}</div></details>'
-        )
+        summary = f"{escape(suite.suite)}: each of the {len(figures)} tasks (mean over runs)"
+        return _details(summary, f'<div class="grid small">{"".join(figures)}</div>')
 
     def comparison(self, analysis: Analysis) -> str:
         figures = []
@@ -293,12 +291,12 @@ class _Page:
             "peak memory",
             "core-hours a run",
             "one core-hour buys",
-            f"reached {level:g}",
         )
         note = (
-            '<p class="note">Core-hours are seconds of training, evaluations left out, times the cores that a run keeps '
-            f"busy. They hold for this machine: {escape(_machines(analysis.store.runs))}. Runs that share a busy machine "
-            "look slower than they are. Reached: runs whose mean score got there; the median of when.</p>"
+            '<p class="note">Core-hours are seconds of training, evaluations left out, times the cores that a run '
+            f"keeps busy. They hold for this machine: {escape(_machines(analysis.store.runs) or 'not recorded')}. Runs "
+            "that share a busy machine look slower than they are. Reached: runs whose mean score got there; the median "
+            "of when.</p>"
         )
         return _section("Speed, memory, cost", note + _table((*head, f"reached {level:g}"), "".join(rows), left=2))
 
@@ -317,15 +315,11 @@ class _Page:
                     left -= path.stat().st_size
                     data = f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
                     label = f"{entry.agent} on {suite.suite}: {path.stem.partition('-')[0]} episodes"
-                    shown = (
-                        f'<img src="{data}" alt="{escape(label)}">'
-                        if kind.startswith("image")
-                        else f'<video src="{data}" aria-label="{escape(label)}" controls loop muted playsinline></video>'
-                    )
-                    agent = f'data-agent="{self.index[entry.agent]}" class="{self.colour(entry.agent)}"'
-                    figures.append(
-                        f"<figure {agent}><figcaption>{escape(label)}, seed {best.seed}</figcaption>{shown}</figure>"
-                    )
+                    shown = f'<img src="{data}" alt="{escape(label)}">'
+                    if kind.startswith("video"):
+                        shown = f'<video src="{data}" aria-label="{escape(label)}" controls loop muted></video>'
+                    caption = f"<figcaption>{escape(label)}, seed {best.seed}</figcaption>"
+                    figures.append(f'<figure data-agent="{self.index[entry.agent]}">{caption}{shown}</figure>')
         if not figures and not skipped:
             return ""
         more = f'<p class="note">Too large to embed: {escape(", ".join(skipped))}</p>' if skipped else ""
@@ -351,51 +345,42 @@ class _Page:
             for run in store.runs
         )
         table = _table(("agent", "suite", "seed", "steps", "status", "training"), rows, left=2)
-        opened = " open" if set(counts) - {"finished", "imported"} else ""
-        return _section("Runs", f"<p>{summary}.</p><details{opened}><summary>every run</summary>{table}</details>")
+        going_on = bool(set(counts) - {"finished", "imported"})
+        return _section("Runs", f"<p>{summary}.</p>{_details('every run', table, going_on)}")
 
     def protocol(self, analysis: Analysis) -> str:
         store = analysis.store
         parts = [
-            f"<p>Protocol version {PROTOCOL}: seeded evaluation episodes that are the same for every agent, environments "
-            f"of their own, {analysis.actions} actions, the last checkpoint, every task counts equally "
-            "(<code>docs/protocol.md</code>).</p>"
+            f"<p>Protocol version {PROTOCOL}: seeded evaluation episodes that are the same for every agent, on "
+            f"environments of their own, {analysis.actions} actions, the last checkpoint, never the best one; every task "
+            "counts equally (<code>docs/protocol.md</code>).</p>"
         ]
         whole = next((run for run in store.runs if run.config), None)
         if whole is not None:
-            evaluation = whole.config["eval"]
-            settings = (
-                f"{evaluation['episodes']} episodes per task and evaluation, evaluation seed {evaluation['seed']}"
-            )
-            parts.append(f"<p>{settings}.</p>")
+            settings = whole.config["eval"]
+            episodes, seed = settings["episodes"], settings["seed"]
+            parts.append(f"<p>{episodes} episodes per task and evaluation, evaluation seed {seed}.</p>")
         protocols = {task: kept for run in store.runs for task, kept in run.protocols.items() if kept}
         if protocols:
             keys = list(dict.fromkeys(key for kept in protocols.values() for key in kept))
-            rows = "".join(
-                f"<tr><td>{escape(task)}</td>{''.join(_td(escape(str(kept.get(key, '-'))), 'left') for key in keys)}</tr>"
-                for task, kept in protocols.items()
-            )
-            parts.append(
-                f"<details><summary>what each task was</summary>{_table(('task', *keys), rows, left=9)}</details>"
-            )
+            rows = ""
+            for task, kept in protocols.items():
+                cells = "".join(_td(escape(str(kept.get(key, "-"))), "left") for key in keys)
+                rows += f"<tr><td>{escape(task)}</td>{cells}</tr>"
+            parts.append(_details("what each task was", _table(("task", *keys), rows, left=1 + len(keys))))
         if store.spec:
-            parts.append(
-                f"<h3>The whole benchmark</h3><pre>mtrl benchmark {escape(store.spec.name)}.yaml --out DIR</pre>"
-            )
-            spec = escape(dump_spec(store.spec))
-            parts.append(f"<details><summary>{escape(store.spec.name)}.yaml</summary><pre>{spec}</pre></details>")
+            name = f"{escape(store.spec.name)}.yaml"
+            parts.append(f"<h3>The whole benchmark</h3><pre>mtrl benchmark {name} --out DIR</pre>")
+            parts.append(_details(name, f"<pre>{escape(dump_spec(store.spec))}</pre>"))
         commands = [_command(run) for run in store.runs if run.config]
         if commands:
-            parts.append("<h3>Its runs</h3>")
-            parts.append(
-                f"<details><summary>{len(commands)} commands</summary><pre>{escape(chr(10).join(commands))}</pre></details>"
-            )
+            shown = escape("\n".join(commands))
+            parts.append("<h3>Its runs</h3>" + _details(f"{len(commands)} commands", f"<pre>{shown}</pre>"))
         versions = _versions(store.runs)
         if versions:
-            rows = "".join(
-                f"<tr><td>{escape(k)}</td><td class='left'>{escape(v)}</td></tr>" for k, v in versions.items()
-            )
-            parts.append(f"<h3>Versions</h3>{_table(('package', 'version'), rows, left=2)}")
+            rows = "".join(f"<tr><td>{escape(k)}</td>{_td(escape(v), 'left')}</tr>" for k, v in versions.items())
+            table = _table(("package", "version"), rows, left=2)
+            parts.append("<h3>Versions</h3>" + _details(f"{len(versions)} packages", table))
         return _section("Protocol and how to rerun", "".join(parts))
 
 
@@ -456,6 +441,10 @@ def _estimates(estimates: Mapping[str, Estimate]) -> list[str]:
 
 def _section(title: str, body: str) -> str:
     return f"<section><h2>{title}</h2>{body}</section>"
+
+
+def _details(summary: str, body: str, opened: bool = False) -> str:
+    return f"<details{' open' if opened else ''}><summary>{summary}</summary>{body}</details>"
 
 
 def _views(*views: tuple[str, str] | None) -> str:

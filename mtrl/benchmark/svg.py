@@ -18,7 +18,7 @@ import numpy as np
 from mtrl.types import Array
 
 WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 46, 20, 12, 44
 COLOURS = ("#2f6fed", "#e0533d", "#12946f", "#a24fd8", "#c98a00", "#0a93b5", "#d6397f", "#66758a")
 DASHES = ("", "7 4", "2 4", "9 3 2 3")  # a new pattern for every round through the colours
 
@@ -120,7 +120,7 @@ class Bar:
 
 def forest(bars: Sequence[Bar], x_label: str, *, reference: float | None = None, describe: str = "") -> str:
     """Point estimates with their intervals, one under the other, on an axis from 0 to 1."""
-    row, left = 26, 170
+    row, left = 26, 188
     height = TOP + row * len(bars) + 40
     bottom = height - 40
 
