@@ -10,7 +10,8 @@ from mtrl import registry, runs
 from mtrl.config import ConfigError, RunConfig, dump_config, load_config
 from mtrl.spaces import make_spec
 
-CONFIGS = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = [path for path in sorted(ROOT.glob("configs/**/*.yaml")) if path.parent.name != "benchmark"]
 
 
 def write(folder: Path, text: str) -> Path:

@@ -28,6 +28,9 @@ from mtrl.runs import VIDEOS
 REPORT = "report.html"
 _VIDEO_TYPES = {".mp4": "video/mp4", ".gif": "image/gif", ".webm": "video/webm"}
 _VIDEO_BYTES = 12_000_000  # of all embedded videos; more are named, not embedded
+_POLICY = (  # the browser itself makes sure that the page needs nothing but itself
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; media-src data:"
+)
 _MANY_TASKS = 60  # more small charts than this help nobody
 
 
@@ -75,6 +78,7 @@ def render(analysis: Analysis, *, videos: bool = True, live: str = "") -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="generator" content="mtrl">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}{"; connect-src 'self'" if live else ""}">
 <link rel="icon" href="data:,">
 <title>{escape(title)} - mtrl benchmark</title>
 <style>{css}</style>
@@ -352,8 +356,8 @@ class _Page:
         store = analysis.store
         parts = [
             f"<p>Protocol version {PROTOCOL}: seeded evaluation episodes that are the same for every agent, on "
-            f"environments of their own, {analysis.actions} actions, the last checkpoint, never the best one; every task "
-            "counts equally (<code>docs/protocol.md</code>).</p>"
+            f"environments of their own, {analysis.actions} actions, the last checkpoint and never the best; every "
+            "task counts equally (<code>docs/protocol.md</code>).</p>"
         ]
         whole = next((run for run in store.runs if run.config), None)
         if whole is not None:

@@ -106,7 +106,7 @@ def write_grid(root: Path, agents: dict[str, float], suites: Sequence[str], seed
         "agents": {agent: {"agent": agent} for agent in agents},
         "core_hours": 0.5,
     }
-    (root / "spec.yaml").write_text(yaml.safe_dump(spec))
+    (root / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
     return root
 
 
