@@ -17,7 +17,7 @@ from mtrl.types import Array
 
 TAUS = np.linspace(0.0, 1.0, 51)
 OVERALL = "all suites"
-_BUDGET = 600_000_000  # resampled scores of a whole report: about ten seconds; small grids get the full 50,000 draws
+_BUDGET = 150_000_000  # resampled scores of a whole report: a few seconds; small grids get the full 50,000 draws
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,14 @@ def analyse(store: Store, actions: str = "greedy") -> Analysis:
         for agent in agents
     }
     tables = {key: _tables(runs, actions) for key, runs in chosen.items()}
-    size = sum(final.scores.size for table in tables.values() if (final := table.final) is not None)
-    draws = int(np.clip(_BUDGET // max(1, 4 * size), 2_000, stats.DRAWS))
+    sizes = [[matrix.scores.size for matrix in table.matrices] for table in tables.values() if table.matrices]
+    draws = int(np.clip(_BUDGET // max(1, sum(size[-1] for size in sizes)), 2_000, stats.DRAWS))
+    few = int(np.clip(_BUDGET // max(1, sum(map(sum, sizes))), 500, stats.PROFILE_DRAWS))
     level = store.spec.solved if store.spec else 0.9
     found = []
     for suite in suites:
         entries = [
-            _entry(agent, tables[suite, agent], draws, level)
+            _entry(agent, tables[suite, agent], draws, few, level)
             for agent in agents
             if tables[suite, agent].final is not None
         ]
@@ -203,7 +204,7 @@ def _tables(runs: Sequence[Run], actions: str) -> _Tables:
     return _Tables(tuple(usable), tasks, tuple(matrices))
 
 
-def _entry(agent: str, tables: _Tables, draws: int, level: float) -> Entry:
+def _entry(agent: str, tables: _Tables, draws: int, few: int, level: float) -> Entry:
     final = tables.matrices[-1]
     tasks = np.array([matrix.scores.mean(0) for matrix in tables.matrices])
     hours = np.array(
@@ -212,7 +213,6 @@ def _entry(agent: str, tables: _Tables, draws: int, level: float) -> Entry:
             for matrix in tables.matrices
         ]
     )
-    few = min(draws, stats.PROFILE_DRAWS)
     curve = Curve(
         steps=np.array([matrix.step for matrix in tables.matrices]),
         hours=hours,
@@ -225,8 +225,8 @@ def _entry(agent: str, tables: _Tables, draws: int, level: float) -> Entry:
         tasks=tables.tasks,
         scores=final.scores,
         success=final.success,
-        estimates={name: stats.estimate(final.scores, one, draws) for name, one in stats.STATISTICS.items()},
-        profile=stats.profile(final.scores, TAUS, few),
+        estimates=stats.estimates(final.scores, draws),
+        profile=stats.profile(final.scores, TAUS),
         curve=curve,
         reached=_reached(tables, level),
         forgotten=tasks.max(0) - tasks[-1],
@@ -318,7 +318,7 @@ def _overall(suites: Sequence[SuiteResult], draws: int) -> dict[str, tuple[int, 
         if len(mine) == len(suites) and seeds and whole:
             blocks = [entry.scores[[entry.seeds.index(seed) for seed in seeds]] for entry in mine]
             scores = np.concatenate(blocks, axis=1)
-            estimates = {name: stats.estimate(scores, one, draws) for name, one in stats.STATISTICS.items()}
+            estimates = stats.estimates(scores, draws)
             found[agent] = (len(seeds), estimates)
     return dict(sorted(found.items(), key=lambda item: -item[1][1]["IQM"].value))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -80,6 +81,18 @@ def estimate(scores: Array, statistic: Statistic = iqm, draws: int = DRAWS, seed
     return Estimate(value, float(low), float(high))
 
 
+def estimates(scores: Array, draws: int = DRAWS, seed: int = 0) -> dict[str, Estimate]:
+    """All ``STATISTICS`` of scores [N, M], from the same resamples."""
+    scores = _checked(scores)
+
+    def all_of_them(sample: Array) -> Array:
+        return np.stack([statistic(sample) for statistic in STATISTICS.values()], axis=-1)
+
+    low, high = np.percentile(bootstrap(scores, all_of_them, draws, seed), [2.5, 97.5], axis=0)
+    found = zip(STATISTICS, all_of_them(scores), low, high, strict=True)
+    return {name: Estimate(float(value), float(a), float(b)) for name, value, a, b in found}
+
+
 def profile(scores: Array, taus: Array, draws: int = PROFILE_DRAWS, seed: int = 0) -> tuple[Array, Array, Array]:
     """Performance profile: the share of the N x M scores that exceed each tau (strictly), with pointwise intervals.
 
@@ -91,14 +104,11 @@ def profile(scores: Array, taus: Array, draws: int = PROFILE_DRAWS, seed: int = 
         share, lower end, upper end: [T] each.
     """
     scores = _checked(scores)
-    taus = np.asarray(taus, float)
-
-    def share(sample: Array) -> Array:
-        flat = sample.reshape(*sample.shape[:-2], -1)
-        return np.stack([(flat > tau).mean(-1) for tau in taus], axis=-1)
-
-    low, high = np.percentile(bootstrap(scores, share, draws, seed), [2.5, 97.5], axis=0)
-    return share(scores), low, high
+    above = (scores.T[:, :, None] > np.asarray(taus, float)).reshape(scores.size, -1).astype(float)  # [M N, T]
+    runs, tasks = scores.shape
+    weights = _weights(runs, tasks, draws, seed).transpose(1, 0, 2).reshape(draws, -1)
+    low, high = np.percentile(weights @ above / scores.size, [2.5, 97.5], axis=0)
+    return above.mean(0), low, high
 
 
 def improvement(ours: Array, theirs: Array, draws: int = PROFILE_DRAWS, seed: int = 0) -> Estimate:
@@ -114,11 +124,9 @@ def improvement(ours: Array, theirs: Array, draws: int = PROFILE_DRAWS, seed: in
     if ours.shape[1] != theirs.shape[1]:
         raise ValueError(f"{ours.shape[1]} tasks against {theirs.shape[1]}: compare agents on the same tasks")
     wins = np.sign(ours.T[:, :, None] - theirs.T[:, None, :]) / 2 + 0.5  # [M, N, K]
-    rng = np.random.default_rng(seed)
     tasks, n, k = wins.shape
-    left = rng.multinomial(n, np.full(n, 1 / n), size=(draws, tasks)) / n  # [draws, M, N]: how often each run is drawn
-    right = rng.multinomial(k, np.full(k, 1 / k), size=(draws, tasks)) / k
-    values = np.einsum("bmn,mnk,bmk->b", left, wins, right, optimize=True) / tasks
+    left, right = _weights(n, tasks, draws, seed), _weights(k, tasks, draws, seed + 1)
+    values = ((left @ wins) * right).sum((0, 2)) / (n * k * tasks)
     low, high = np.percentile(values, [2.5, 97.5])
     return Estimate(float(wins.mean()), float(low), float(high))
 
@@ -126,6 +134,14 @@ def improvement(ours: Array, theirs: Array, draws: int = PROFILE_DRAWS, seed: in
 def distinct_resamples(runs: int) -> int:
     """How many different resamples of one task's runs there are: few of them make an interval too narrow."""
     return math.comb(2 * runs - 1, runs)
+
+
+@lru_cache(maxsize=8)  # many pairs of agents have the same shape
+def _weights(runs: int, tasks: int, draws: int, seed: int) -> Array:
+    """How often each run is drawn in stratified resamples [tasks, draws, runs]: all that linear statistics need."""
+    weights = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), size=(tasks, draws)).astype(float)
+    weights.setflags(write=False)
+    return weights
 
 
 def _resamples(scores: Array, draws: int, seed: int) -> Iterator[Array]:
