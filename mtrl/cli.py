@@ -214,6 +214,20 @@ def report(
         console.print(f"wrote {path}", soft_wrap=True)
 
 
+@app.command()
+def dashboard(
+    folder: Annotated[Path, typer.Argument(help="folder of a grid, also one that is running")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 8734,
+) -> None:
+    """Serve the live report on this machine (loopback only) while runs go on."""
+    from mtrl.benchmark.dashboard import serve
+
+    server = serve(folder, port)
+    console.print(f"http://127.0.0.1:{server.server_address[1]}/ shows {folder}; Ctrl-C ends it", soft_wrap=True)
+    with contextlib.suppress(KeyboardInterrupt), server:
+        server.serve_forever()
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[str, typer.Argument(help="suites, agents or tasks")],

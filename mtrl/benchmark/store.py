@@ -182,9 +182,13 @@ def import_curves(root: Path, source: Path, *, agent: str, suite: str | None = N
             )
         (suite,) = known
     whole = [{"actions": "greedy", "agent": agent, **({"suite": suite} if suite else {}), **row} for row in rows]
-    target = root / IMPORTED / f"{slug(agent)}.csv"
-    write_text(target, _csv(COLUMNS, whole))
-    return target
+    return write_rows(root / IMPORTED / f"{slug(agent)}.csv", whole)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> Path:
+    """Write rows (``COLUMNS``) as CSV; below a store's ``imported`` folder they stand beside its runs."""
+    write_text(path, _csv(COLUMNS, rows))
+    return path
 
 
 def write_tables(store: Store) -> tuple[Path, Path]:
