@@ -145,16 +145,22 @@ def benchmark(
     spec: Annotated[Path, typer.Argument(help="what to compare, as in configs/benchmark/")],
     out: Annotated[Path, typer.Option(help="folder of the grid")],
     jobs: Annotated[int | None, typer.Option(min=1, help="runs at once; default: as many as the cores allow")] = None,
+    engine: Annotated[str, typer.Option(help="local: processes on this machine; ray: a Ray cluster")] = "local",
     resume: Annotated[bool, typer.Option("--resume", help="go on with the grid in --out; finished runs stay")] = False,
 ) -> None:
     """Compare agents: agents x suites x seeds. Interrupt it at any time and go on with --resume."""
-    from mtrl.benchmark import engine, store
+    from mtrl.benchmark import store
+    from mtrl.benchmark.cluster import Ray
+    from mtrl.benchmark.engine import Local, run_grid
     from mtrl.benchmark.progress import Board
     from mtrl.benchmark.report import REPORT, write_report
     from mtrl.benchmark.spec import load_spec
 
     with _friendly():
-        grid = engine.run_grid(load_spec(spec), out, engine.Local(jobs), Board(console), resume=resume)
+        if engine not in ("local", "ray"):
+            raise registry.UnknownNameError("engine", engine, ("local", "ray"))
+        chosen = Local(jobs) if engine == "local" else Ray()
+        grid = run_grid(load_spec(spec), out, chosen, Board(console), resume=resume)
     go_on = f"mtrl benchmark {spec} --out {out} --resume"
     if grid.signal is not None:
         console.print(f"interrupted; go on with: {go_on}", soft_wrap=True)
@@ -168,10 +174,37 @@ def benchmark(
 
 
 @app.command()
+def sweep(
+    spec: Annotated[Path, typer.Argument(help="a benchmark spec with a sweep part")],
+    out: Annotated[Path, typer.Option(help="folder of the search; one that exists is gone on with")],
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at once; default: as many as the cores allow")] = None,
+) -> None:
+    """Search for better hyperparameters of one agent over a benchmark's suites and seeds."""
+    from mtrl.benchmark import sweep as search
+    from mtrl.benchmark.engine import Local, run_grid
+    from mtrl.benchmark.progress import Board
+    from mtrl.benchmark.spec import load_spec
+
+    with _friendly():
+        found = search.sweep(
+            load_spec(spec), out, lambda grown: run_grid(grown, out, Local(jobs), Board(console), resume=True)
+        )
+    if found.label is not None:
+        values = " ".join(f"{name}={value}" for name, value in found.values.items())
+        console.print(f"best of {found.trials} trials: {found.label}, IQM {found.score:.3f}: {values}", soft_wrap=True)
+    console.print(f"all of them: mtrl report {out}", soft_wrap=True)
+    if not found.complete:
+        console.print(f"not complete; go on with: mtrl sweep {spec} --out {out}", soft_wrap=True)
+        raise typer.Exit(1)
+
+
+@app.command()
 def results(
     folder: Annotated[Path, typer.Argument(help="a grid, a folder of runs, or one run")],
     sampled: Annotated[bool, typer.Option("--sampled", help="evaluations with sampled actions")] = False,
-    curves: Annotated[Path | None, typer.Option("--import", help="CSV of step,task,seed,score to put beside")] = None,
+    curves: Annotated[
+        Path | None, typer.Option("--import", help="CSV of step,task,seed,score, or an offline W&B run")
+    ] = None,
     agent: Annotated[str | None, typer.Option(help="what to call the imported agent; default: the file's name")] = None,
     suite: Annotated[str | None, typer.Option(help="that the imported curves belong to, if it cannot be told")] = None,
 ) -> None:
@@ -179,10 +212,14 @@ def results(
     from mtrl.benchmark import store
     from mtrl.benchmark.analysis import analyse
     from mtrl.benchmark.tables import terminal
+    from mtrl.benchmark.wandb_files import restore
 
     with _friendly():
         if curves is not None:
-            path = store.import_curves(folder, curves, agent=agent or curves.stem, suite=suite)
+            if curves.suffix == ".csv":
+                path = store.import_curves(folder, curves, agent=agent or curves.stem, suite=suite)
+            else:
+                path = restore(curves, folder, agent)
             console.print(f"wrote {path}", soft_wrap=True)
         found = store.load(folder)
         console.print(terminal(analyse(found, "sampled" if sampled else "greedy")))

@@ -19,19 +19,45 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 
 from mtrl import registry
 from mtrl.config import ConfigError, RunConfig, Strict, merge, parse_config
 
 PROTOCOL = "1"  # version of docs/protocol.md; results of different versions do not compare
 FIXED = ("suite", "seed", "threads")  # fields of a run that the grid itself decides
+
+
+class Range(Strict):
+    """What a hyperparameter may be: ``choices``, or ``low`` .. ``high`` (whole numbers if both are)."""
+
+    choices: tuple[int | float | str | bool, ...] | None = Field(default=None, min_length=1)
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = Field(default=False, description="spread evenly over orders of magnitude")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Range:
+        bounds = (self.low, self.high)
+        if (self.choices is None) == (None in bounds) or (self.choices is not None and bounds != (None, None)):
+            raise ValueError("give either choices, or low and high")
+        return self
+
+
+class Sweep(Strict):
+    """A search for better hyperparameters of one agent of the spec (``mtrl sweep``)."""
+
+    agent: str = Field(description="label of the agent")
+    trials: PositiveInt = Field(default=20, description="settings tried, each on all suites and seeds")
+    seed: int = Field(default=0, description="of the search")
+    space: dict[str, Range] = Field(min_length=1, description="field of a run, as in agent.lr -> what it may be")
 
 
 class Spec(Strict):
@@ -46,6 +72,7 @@ class Spec(Strict):
     run: dict[str, Any] = Field(default_factory=dict, description="fields that all runs share")
     suites: dict[str, dict[str, Any]] = Field(min_length=1, description="suite -> fields that differ there")
     agents: dict[str, dict[str, Any]] = Field(min_length=1, description="label -> fields that differ for this agent")
+    sweep: Sweep | None = Field(default=None, description="only for mtrl sweep")
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -141,12 +168,17 @@ def plan(spec: Spec) -> tuple[Job, ...]:
             registry.tasks(suite)
         except (ImportError, ValueError) as error:  # UnknownNameError is a ValueError
             raise ConfigError(f"{spec.name}: suites: {error}") from None
-    return tuple(
+    jobs = tuple(
         Job(agent, suite, seed, _config(spec, agent, suite, seed))
         for seed in spec.seeds
         for suite in spec.suites
         for agent in spec.agents
     )
+    count = Counter(job.name for job in jobs)
+    twice = [name for name, number in count.items() if number > 1]
+    if twice:
+        raise ConfigError(f"{spec.name}: two runs would share the folder {twice[0]}: change a label, or a seed")
+    return jobs
 
 
 def _config(spec: Spec, agent: str, suite: str, seed: int) -> RunConfig:

@@ -60,6 +60,8 @@ def test_mistakes_in_a_spec(changes: dict[str, Any], message: str) -> None:
         ({"suites": ["minigird/mt3"]}, "x: suites: unknown suite 'minigird'; did you mean 'minigrid'"),
         ({"agents": {"a": {"agent": "pppo"}}}, "agent 'a' on .*did you mean 'ppo'"),
         ({"agents": {"a": {"agent": {"kind": "ppo", "gama": 1}}}}, r"agent\.gama: unknown key; did you mean 'gamma'"),
+        ({"agents": {"a b": {}, "a_b": {}}}, "two runs would share the folder a_b--"),
+        ({"seeds": [1, 1]}, "two runs would share the folder"),
         ({"run": {"stepz": 1}}, "stepz: unknown key; did you mean 'steps'"),
     ],
 )
