@@ -16,8 +16,8 @@ def curves(suite: SuiteResult, index: Mapping[str, int], hours: bool = False) ->
     for entry in suite.entries:
         x = entry.curve.hours if hours else entry.curve.steps
         if np.isfinite(x).all():
-            ends = (np.array([getattr(point, end) for point in entry.curve.points]) for end in ("value", "low", "high"))
-            series.append(Series(index[entry.agent], entry.agent, x, *ends))
+            points = np.array([(point.value, point.low, point.high) for point in entry.curve.points]).T
+            series.append(Series(index[entry.agent], entry.agent, x, points[0], points[1], points[2]))
     return series
 
 

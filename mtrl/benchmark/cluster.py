@@ -37,7 +37,7 @@ class Ray:
         self, jobs: Sequence[Job], root: Path, benchmark: str, board: Board, interrupted: Sequence[int]
     ) -> list[Outcome]:
         try:
-            import ray
+            import ray  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise BenchmarkError("Ray is not installed: pip install 'mtrl-suite[ray]'") from None
         if not ray.is_initialized():

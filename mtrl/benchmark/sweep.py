@@ -53,7 +53,7 @@ def sweep(spec: Spec, root: Path, run: Callable[[Spec], Grid]) -> Found:
     if wanted.agent not in spec.agents:
         raise registry.UnknownNameError("agent to sweep", wanted.agent, spec.agents)
     try:
-        import optuna
+        import optuna  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise BenchmarkError("Optuna is not installed: pip install 'mtrl-suite[sweep]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -42,7 +42,7 @@ def test_without_ray_the_fix_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 def cluster() -> Iterator[Any]:
     """Two nodes of one core each."""
     ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
+    from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.add_node(num_cpus=1)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,7 @@ def test_a_changed_spec_is_not_mixed_with_old_runs(tmp_path: Path) -> None:
 
 def test_one_engine_a_grid(tmp_path: Path, fake: dict[str, str]) -> None:
     class Intruding(Board):
-        def begin(self, *_: Any) -> None:
+        def begin(self, jobs: Sequence[Job], todo: Sequence[Job], root: Path) -> None:
             with pytest.raises(BenchmarkError, match="another process runs the grid"):
                 run_grid(spec(), tmp_path, Local(1), board(), resume=True)
 
