@@ -141,12 +141,12 @@ class _Page:
                 self.row(agent, [*_estimates(estimates), _td(str(seeds))])
                 for agent, (seeds, estimates) in analysis.overall.items()
             )
-            head = ("agent, over all suites", "", "IQM (95 % interval)", "median", "mean", "gap", "seeds")
-            parts.append(_table(head, rows))
+            head = ("agent", "", "IQM (95 % interval)", "median", "mean", "gap", "seeds")
+            parts.append(f"<h3>over all suites</h3>{_table(head, rows)}")
         for suite in analysis.suites:
             rows = "".join(self.row(entry.agent, self._headline_cells(entry)) for entry in suite.entries)
-            head = (suite.suite, "", "IQM (95 % interval)", "median", "mean", "gap", "success", "seeds")
-            parts.append(_table((*head, "one core-hour buys"), rows))
+            head = ("agent", "", "IQM (95 % interval)", "median", "mean", "gap", "success", "seeds")
+            parts.append(f"<h3>{escape(suite.suite)}</h3>{_table((*head, 'one core-hour buys'), rows)}")
         return _section("Results", "".join(parts)) if analysis.suites else ""
 
     def _headline_cells(self, entry: Entry) -> list[str]:
@@ -176,34 +176,32 @@ class _Page:
             chart = line_chart(
                 series, "environment steps", "mean score", describe=f"{task} over training", compact=True
             )
-            figures.append(f"<figure><figcaption>{escape(task)}</figcaption>{chart}</figure>")
+            figures.append(f"<figure><figcaption>{escape(_short(task, suite))}</figcaption>{chart}</figure>")
         if len(figures) < 2:
             return ""
         summary = f"{escape(suite.suite)}: each of the {len(figures)} tasks (mean over runs)"
         return _details(summary, f'<div class="grid small">{"".join(figures)}</div>')
 
     def comparison(self, analysis: Analysis) -> str:
-        figures = []
+        parts = []
         for suite in analysis.suites:
-            profiles = charts.profiles(suite, self.index)
-            chart = line_chart(profiles, "score", "share of runs x tasks above", y_range=(0, 1), describe="profiles")
-            caption = f"<figcaption><b>{escape(suite.suite)}</b>: performance profile</figcaption>"
-            figures.append(f"<figure>{caption}{chart}</figure>")
+            lines = charts.profiles(suite, self.index)
+            chart = line_chart(lines, "score", "share of runs x tasks above", y_range=(0, 1), describe="profiles")
+            figures = f"<figure><figcaption>performance profile</figcaption>{chart}</figure>"
             bars = [
                 Bar(f"{a} > {b}", found.value, found.low, found.high, self.index[a], self.index[b])
                 for a, b, found in ranked(suite)
             ]
             if bars:
-                chart = forest(bars, "probability of improvement", reference=0.5, describe="probability of improvement")
-                caption = (
-                    f"<figcaption><b>{escape(suite.suite)}</b>: P(a run of one beats a run of the other)</figcaption>"
-                )
-                figures.append(f"<figure>{caption}{chart}</figure>")
+                chart = forest(bars, "probability of improvement", reference=0.5)
+                caption = "<figcaption>how likely a run of one beats a run of the other</figcaption>"
+                figures += f"<figure>{caption}{chart}</figure>"
+            parts.append(f'<h3>{escape(suite.suite)}</h3><div class="grid">{figures}</div>')
         note = (
             '<p class="note">A profile that lies above another everywhere belongs to the better agent. A difference is '
             "claimed only where the whole interval of the probability lies on one side of one half.</p>"
         )
-        return _section("Who beats whom", f'{note}<div class="grid">{"".join(figures)}</div>') if figures else ""
+        return _section("Who beats whom", note + "".join(parts)) if parts else ""
 
     def tasks(self, analysis: Analysis) -> str:
         parts = []
@@ -245,7 +243,7 @@ class _Page:
                 full = " full" if shade > 0.66 else ""
                 cell = f'<span class="cell{full}" style="--v:{shade:.2f}" data-tip="{tip}">{value:.2f}</span>'
                 cells.append(f"<td {agent}>{cell}</td>")
-            rows.append(f"<tr><td>{escape(task)}</td>{''.join(cells)}</tr>")
+            rows.append(f"<tr><td>{escape(_short(task, suite))}</td>{''.join(cells)}</tr>")
         table = f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
         return f'<div class="wide"><table class="heat">{table}</table></div>'
 
@@ -386,6 +384,12 @@ class _Page:
             table = _table(("package", "version"), rows, left=2)
             parts.append("<h3>Versions</h3>" + _details(f"{len(versions)} packages", table))
         return _section("Protocol and how to rerun", "".join(parts))
+
+
+def _short(task: str, suite: SuiteResult) -> str:
+    """The task's name without its family, where all tasks of the suite are of one."""
+    families = {name.partition("/")[0] for name in suite.tasks}
+    return task.partition("/")[2] if len(families) == 1 and "/" in task else task
 
 
 def _lead(analysis: Analysis) -> str:

@@ -125,7 +125,7 @@ def forest(bars: Sequence[Bar], x_label: str, *, reference: float | None = None,
     bottom = height - 40
 
     def px(x: float) -> float:
-        return left + min(max(x, 0.0), 1.0) * (WIDTH - left - RIGHT - 34)
+        return left + min(max(x, 0.0), 1.0) * (WIDTH - left - RIGHT - 44)
 
     parts = [f'<g class="axis"><line x1="{left}" x2="{px(1):.1f}" y1="{bottom}" y2="{bottom}"/>']
     for tick in (0, 0.25, 0.5, 0.75, 1):
