@@ -12,11 +12,10 @@ import numpy as np
 
 from mtrl.benchmark import stats
 from mtrl.benchmark.stats import Estimate
-from mtrl.benchmark.store import Run, Store
+from mtrl.benchmark.store import Row, Run, Store
 from mtrl.types import Array
 
 TAUS = np.linspace(0.0, 1.0, 51)
-OVERALL = "all suites"
 _BUDGET = 150_000_000  # resampled scores of a whole report: a few seconds; small grids get the full 50,000 draws
 
 
@@ -147,24 +146,23 @@ def analyse(store: Store, actions: str = "greedy") -> Analysis:
         for agent in agents
     }
     tables = {key: _tables(runs, actions) for key, runs in chosen.items()}
-    sizes = [[matrix.scores.size for matrix in table.matrices] for table in tables.values() if table.matrices]
+    sizes = [[matrix.scores.size for matrix in table.curve] for table in tables.values() if table.curve]
     draws = int(np.clip(_BUDGET // max(1, sum(size[-1] for size in sizes)), 2_000, stats.DRAWS))
     few = int(np.clip(_BUDGET // max(1, sum(map(sum, sizes))), 500, stats.PROFILE_DRAWS))
     level = store.spec.solved if store.spec else 0.9
     found = []
     for suite in suites:
-        entries = [
-            _entry(agent, tables[suite, agent], draws, few, level)
-            for agent in agents
-            if tables[suite, agent].final is not None
-        ]
-        if entries:
-            found.append(_suite(suite, entries))
+        ended = [(agent, tables[suite, agent]) for agent in agents if tables[suite, agent].final is not None]
+        if ended:
+            left_out = [run for agent in agents for run in tables[suite, agent].left_out]
+            found.append(_suite(suite, [_entry(agent, table, draws, few, level) for agent, table in ended], left_out))
     return Analysis(store, actions, agents, tuple(found), _overall(found, draws), _transfer(found), draws)
 
 
 @dataclass(frozen=True)
 class _Matrix:
+    """One evaluation of all runs: scores [N, M], success [N, M] if all tasks have it."""
+
     step: int
     scores: Array
     success: Array | None
@@ -172,51 +170,61 @@ class _Matrix:
 
 @dataclass(frozen=True)
 class _Tables:
+    """The finished runs of one agent on one suite: each run's last evaluation, and those that all runs have."""
+
     runs: tuple[Run, ...]
     tasks: tuple[str, ...]
-    matrices: tuple[_Matrix, ...]  # one per evaluation that all runs have
-
-    @property
-    def final(self) -> _Matrix | None:
-        return self.matrices[-1] if self.matrices else None
+    final: _Matrix | None
+    curve: tuple[_Matrix, ...]
+    left_out: tuple[Run, ...]  # finished, but without a finite score for every task at the end
 
 
 def _tables(runs: Sequence[Run], actions: str) -> _Tables:
-    usable = [run for run in runs if run.usable]
-    cells = [
-        {(row["step"], row["task"]): row for row in run.rows if row["actions"] == actions and "score" in row}
-        for run in usable
-    ]
-    usable = [run for run, mine in zip(usable, cells, strict=True) if mine]
-    cells = [mine for mine in cells if mine]
-    if not usable:
-        return _Tables((), (), ())
-    tasks = tuple(dict.fromkeys(task for mine in cells for _, task in mine))
-    steps = sorted(set.intersection(*({step for step, _ in mine} for mine in cells)))
-    matrices = []
-    for step in steps:
-        rows = [[mine.get((step, task)) for task in tasks] for mine in cells]
-        if all(row is not None and np.isfinite(row["score"]) for line in rows for row in line):
-            known = [[row.get("success") for row in line if row] for line in rows]
-            whole = all(value is not None for line in known for value in line)
-            scores = np.array([[row["score"] for row in line if row] for line in rows])
-            matrices.append(_Matrix(step, scores, np.array(known, float) if whole else None))
-    return _Tables(tuple(usable), tasks, tuple(matrices))
+    cells: list[tuple[Run, dict[tuple[int, str], Row]]] = []
+    for run in runs:
+        mine = {(row["step"], row["task"]): row for row in run.rows if row["actions"] == actions and "score" in row}
+        if run.usable and mine:
+            cells.append((run, mine))
+    tasks = tuple(dict.fromkeys(task for _, mine in cells for _, task in mine))
+
+    def line(mine: Mapping[tuple[int, str], Row], step: int) -> list[Row] | None:
+        rows = [mine.get((step, task)) for task in tasks]
+        found = [row for row in rows if row is not None and np.isfinite(row["score"])]
+        return found if len(found) == len(tasks) else None
+
+    def matrix(step: int, lines: Sequence[Sequence[Row]]) -> _Matrix:
+        success = [[row.get("success") for row in one] for one in lines]
+        known = all(value is not None for one in success for value in one)
+        scores = np.array([[row["score"] for row in one] for one in lines])
+        return _Matrix(step, scores, np.array(success, float) if known else None)
+
+    last = [(run, mine, line(mine, max(step for step, _ in mine))) for run, mine in cells]
+    whole = [(run, mine, found) for run, mine, found in last if found is not None]
+    left_out = tuple(run for run, _, found in last if found is None)
+    if not whole:
+        return _Tables((), tasks, None, (), left_out)
+    final = matrix(max(run.step for run, _, _ in whole), [found for _, _, found in whole])
+    curve = []
+    for step in sorted(set.intersection(*({step for step, _ in mine} for _, mine, _ in whole))):
+        lines = [found for _, mine, _ in whole if (found := line(mine, step)) is not None]
+        if len(lines) == len(whole):
+            curve.append(matrix(step, lines))
+    return _Tables(tuple(run for run, _, _ in whole), tasks, final, tuple(curve) or (final,), left_out)
 
 
 def _entry(agent: str, tables: _Tables, draws: int, few: int, level: float) -> Entry:
-    final = tables.matrices[-1]
-    tasks = np.array([matrix.scores.mean(0) for matrix in tables.matrices])
-    hours = np.array(
-        [
-            np.mean([run.cost.core_hours_at(matrix.step) if run.cost else np.nan for run in tables.runs])
-            for matrix in tables.matrices
-        ]
-    )
+    final = tables.final
+    assert final is not None
+    tasks = np.array([matrix.scores.mean(0) for matrix in tables.curve])
+    costs = [run.cost for run in tables.runs]
+    hours = [
+        np.mean([np.nan if cost is None else cost.core_hours_at(matrix.step) for cost in costs])
+        for matrix in tables.curve
+    ]
     curve = Curve(
-        steps=np.array([matrix.step for matrix in tables.matrices]),
-        hours=hours,
-        points=tuple(stats.estimate(matrix.scores, draws=few) for matrix in tables.matrices),
+        steps=np.array([matrix.step for matrix in tables.curve]),
+        hours=np.array(hours),
+        points=tuple(stats.estimate(matrix.scores, draws=few) for matrix in tables.curve),
         tasks=tasks,
     )
     return Entry(
@@ -229,7 +237,7 @@ def _entry(agent: str, tables: _Tables, draws: int, few: int, level: float) -> E
         profile=stats.profile(final.scores, TAUS),
         curve=curve,
         reached=_reached(tables, level),
-        forgotten=tasks.max(0) - tasks[-1],
+        forgotten=np.maximum(tasks.max(0) - final.scores.mean(0), 0.0),
         runs=tables.runs,
     )
 
@@ -237,7 +245,7 @@ def _entry(agent: str, tables: _Tables, draws: int, few: int, level: float) -> E
 def _reached(tables: _Tables, level: float) -> Reached:
     steps, hours = [], []
     for i, run in enumerate(tables.runs):
-        first = next((matrix.step for matrix in tables.matrices if matrix.scores[i].mean() >= level), None)
+        first = next((matrix.step for matrix in tables.curve if matrix.scores[i].mean() >= level), None)
         if first is not None:
             steps.append(first)
             if run.cost:
@@ -247,7 +255,7 @@ def _reached(tables: _Tables, level: float) -> Reached:
     )
 
 
-def _suite(suite: str, entries: Sequence[Entry]) -> SuiteResult:
+def _suite(suite: str, entries: Sequence[Entry], left_out: Sequence[Run]) -> SuiteResult:
     ordered = sorted(entries, key=lambda entry: -entry.iqm.value)
     improvement: dict[tuple[str, str], Estimate] = {}
     for a, b in itertools.combinations(ordered, 2):
@@ -258,6 +266,9 @@ def _suite(suite: str, entries: Sequence[Entry]) -> SuiteResult:
             improvement[a.agent, b.agent] = found
             improvement[b.agent, a.agent] = Estimate(1 - found.value, 1 - found.high, 1 - found.low)
     verdict, cautions = _judge(ordered, improvement)
+    if left_out:
+        named = _and([f"{run.agent} (seed {run.seed})" for run in left_out])
+        cautions += (f"Left out, since they lack a finite score for some task at the end: {named}.",)
     tasks = tuple(dict.fromkeys(task for entry in entries for task in entry.tasks))
     return SuiteResult(suite, tasks, tuple(ordered), improvement, verdict, cautions)
 

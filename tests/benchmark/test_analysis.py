@@ -98,3 +98,16 @@ def test_forgetting_is_what_was_lost_since_the_best(tmp_path: Path, run_writer: 
     np.testing.assert_allclose(entry.forgotten, [0.4, 0.0])
     assert entry.core_hours is None
     assert entry.one_core_hour_buys() == "-"
+
+
+def test_a_run_without_all_tasks_is_left_out_aloud(tmp_path: Path, run_writer: Writer) -> None:
+    run_writer(tmp_path, "a", "s/x", 0, tasks=("t/a", "t/b"))
+    source = tmp_path / "c.csv"
+    source.write_text("step,task,seed,score\n7,t/a,0,.2\n7,t/b,0,.9\n9,t/a,1,.4\n9,t/b,1,.5\n9,t/a,2,1\n")
+    store.import_curves(tmp_path, source, agent="z")
+    (suite,) = analyse(store.load(tmp_path)).suites
+    (entry,) = [entry for entry in suite.entries if entry.agent == "z"]
+    assert entry.seeds == (0, 1), "runs that end at different steps still have an end"
+    np.testing.assert_allclose(entry.scores, [[0.2, 0.9], [0.4, 0.5]])
+    assert entry.curve.steps.tolist() == [9], "but no evaluation in common"
+    assert any("z (seed 2)" in text for text in suite.cautions)
