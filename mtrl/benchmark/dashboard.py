@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 from mtrl.benchmark import store
 from mtrl.benchmark.analysis import analyse
-from mtrl.benchmark.attempt import RUNS, BenchmarkError
+from mtrl.benchmark.attempt import MANIFEST, RUNS, BenchmarkError
 from mtrl.benchmark.report import render
 from mtrl.log import METRICS
+from mtrl.runs import SUMMARY
 
 POLL_SECONDS = 5
 # Asks for the stamp only; what the reader chose stays as it is until there is something new.
@@ -76,9 +78,10 @@ class _Page:
         self._made: tuple[str, str] = ("", "")
 
     def stamp(self) -> str:
-        """Changes when a run has a new record."""
-        paths = [*self._folder.glob(f"{RUNS}/*/{METRICS}"), *self._folder.glob(f"*/{METRICS}")]
-        paths += self._folder.glob(METRICS)
+        """Changes when a run has a new record or another status."""
+        places = ("", "*/", f"{RUNS}/*/")
+        files = (METRICS, MANIFEST, SUMMARY)
+        paths = [path for place in places for name in files for path in self._folder.glob(place + name)]
         return f"{len(paths)}-{max((path.stat().st_mtime_ns for path in paths), default=0)}"
 
     def html(self) -> str:
@@ -88,6 +91,6 @@ class _Page:
                 try:
                     text = render(analyse(store.load(self._folder)), live=_LIVE)
                 except BenchmarkError as error:
-                    text = f"<!doctype html><title>mtrl</title><p>{error}</p><script>{_LIVE}</script>"
+                    text = f"<!doctype html><title>mtrl</title><p>{escape(str(error))}</p><script>{_LIVE}</script>"
                 self._made = (stamp, text)
             return self._made[1]

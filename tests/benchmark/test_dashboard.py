@@ -43,9 +43,12 @@ def test_the_page_follows_the_runs(tmp_path: Path, run_writer: Writer, get: Call
     assert begun != empty
     assert "No run has finished yet" in get("/")
     run_writer(tmp_path, "b", "s/x", 0)
-    assert get("/stamp") != begun
+    ended = get("/stamp")
+    assert ended != begun
     page = get("/")
     assert "b has the highest IQM" in page or "Only b was run" in page
     assert "connect-src 'self'" in page
+    (tmp_path / "runs" / "a--s_x--0" / "manifest.json").write_text('{"status": "failed"}')
+    assert get("/stamp") != ended, "a run that fails writes no record"
     with pytest.raises(HTTPError, match="404"):
         get("/runs/a/config.yaml")
