@@ -15,35 +15,19 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mtrl.benchmark.stats import FEW_RUNS, estimate
+from mtrl.benchmark.store import evaluations
 from mtrl.files import write_text
 from mtrl.log import METRICS, read
 from mtrl.runs import CONFIG, SUMMARY
 
-ACTIONS = {"eval": "greedy", "eval_sampled": "sampled"}
-
-
-def iqm(scores: np.ndarray) -> float:
-    """Interquartile mean of all entries: the mean of the middle half (Agarwal et al., NeurIPS 2021)."""
-    flat = np.sort(scores, axis=None)
-    cut = len(flat) // 4
-    return float(flat[cut : len(flat) - cut].mean())
-
-
-def interval(scores: np.ndarray, statistic: Callable[[np.ndarray], float], draws: int = 10_000) -> tuple[float, float]:
-    """95 % percentile interval of a statistic of scores [runs, tasks], resampling runs within each task."""
-    rng = np.random.default_rng(0)
-    runs, tasks = scores.shape
-    picks = rng.integers(runs, size=(draws, runs, tasks))
-    values = [statistic(scores[pick, np.arange(tasks)]) for pick in picks]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
+DRAWS = 10_000  # bootstrap replications behind every interval in results/
 
 
 def run_seed(config: Path, seed: int, folder: Path, overrides: list[str]) -> Path:
@@ -63,20 +47,7 @@ def run_seed(config: Path, seed: int, folder: Path, overrides: list[str]) -> Pat
 
 def rows_of(out: Path, seed: int) -> list[dict[str, Any]]:
     """Evaluation rows {seed, step, actions, task, return, score, success, ...} of a run, in order."""
-    rows: list[dict[str, Any]] = []
-    for record in read(out / METRICS):
-        found: dict[tuple[str, str], dict[str, float]] = {}
-        for key, value in record.items():
-            root, _, rest = key.partition("/")
-            if root in ACTIONS and rest.count("/") == 2:
-                task, _, name = rest.rpartition("/")
-                found.setdefault((ACTIONS[root], task), {})[name] = value
-        step = record["step"]
-        rows += [
-            {"seed": seed, "step": step, "actions": actions, "task": task, **values}
-            for (actions, task), values in found.items()
-        ]
-    return rows
+    return [{"seed": seed, **row} for record in read(out / METRICS) for row in evaluations(record)]
 
 
 def report(rows: list[dict[str, Any]], seeds: int, command: str) -> str:
@@ -98,8 +69,8 @@ def report(rows: list[dict[str, Any]], seeds: int, command: str) -> str:
         ]
         for step in steps:
             scores, success = matrix("score", step), matrix("success", step)
-            low, high = interval(scores, iqm)
-            shown = f"{iqm(scores):.3f} ({low:.3f}-{high:.3f}) | {scores.mean():.3f} | {success.mean():.3f}"
+            found = estimate(scores, draws=DRAWS)
+            shown = f"{found.value:.3f} ({found.low:.3f}-{found.high:.3f}) | {scores.mean():.3f} | {success.mean():.3f}"
             lines.append(f"| {round(step / len(tasks), -3):,.0f} | {shown} |")
         scores, success = matrix("score", steps[-1]), matrix("success", steps[-1])
         lines += [
@@ -110,7 +81,7 @@ def report(rows: list[dict[str, Any]], seeds: int, command: str) -> str:
         for k, task in enumerate(tasks):
             cells = [scores[:, k].mean(), scores[:, k].min(), success[:, k].mean(), success[:, k].min()]
             lines.append(f"| {task} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
-    if seeds < 5:
+    if seeds < FEW_RUNS:
         lines += ["", f"With {seeds} seeds a bootstrap interval is too narrow: read it as a lower bound of the spread."]
     return "\n".join(lines) + "\n"
 

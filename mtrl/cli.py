@@ -1,4 +1,4 @@
-"""The command line: ``mtrl train | evaluate | list | check | doctor | export``.
+"""The command line: ``mtrl train | evaluate | benchmark | results | report | list | check | doctor | export``.
 
 Every command is a few lines over the public functions; ``scripts/`` holds the same as plain scripts.
 """
@@ -41,12 +41,14 @@ def main() -> None:
 @contextlib.contextmanager
 def _friendly() -> Iterator[None]:
     """A user's mistake is one clear line and exit status 2; anything else keeps its traceback."""
+    from mtrl.benchmark.attempt import BenchmarkError
     from mtrl.checkpoint import CheckpointError
     from mtrl.config import ConfigError
     from mtrl.runs import RunError
     from mtrl.spaces import SpaceError
 
-    known = (CheckpointError, ConfigError, FloatingPointError, RunError, SpaceError, registry.UnknownNameError)
+    mistakes = (BenchmarkError, ConfigError, RunError, SpaceError, registry.UnknownNameError)
+    known = (*mistakes, CheckpointError, FloatingPointError)
     try:
         yield
     except known as error:
@@ -136,6 +138,131 @@ def evaluate(
 
             for path in record(found, run / runs.VIDEOS, step=policy.step):
                 Console(stderr=True).print(f"wrote {path}")
+
+
+@app.command()
+def benchmark(
+    spec: Annotated[Path, typer.Argument(help="what to compare, as in configs/benchmark/")],
+    out: Annotated[Path, typer.Option(help="folder of the grid")],
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at once; default: as many as the cores allow")] = None,
+    engine: Annotated[str, typer.Option(help="local: processes on this machine; ray: a Ray cluster")] = "local",
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the grid in --out; finished runs stay")] = False,
+) -> None:
+    """Compare agents: agents x suites x seeds. Interrupt it at any time and go on with --resume."""
+    from mtrl.benchmark import store
+    from mtrl.benchmark.cluster import Ray
+    from mtrl.benchmark.engine import Local, run_grid
+    from mtrl.benchmark.progress import Board
+    from mtrl.benchmark.report import REPORT, write_report
+    from mtrl.benchmark.spec import load_spec
+
+    with _friendly():
+        if engine not in ("local", "ray"):
+            raise registry.UnknownNameError("engine", engine, ("local", "ray"))
+        chosen = Local(jobs) if engine == "local" else Ray()
+        grid = run_grid(load_spec(spec), out, chosen, Board(console), resume=resume)
+    go_on = f"mtrl benchmark {spec} --out {out} --resume"
+    if grid.signal is not None:
+        console.print(f"interrupted; go on with: {go_on}", soft_wrap=True)
+        raise typer.Exit(128 + grid.signal)
+    found = store.load(out)
+    for path in (*store.write_tables(found), write_report(found, out / REPORT)):
+        console.print(f"wrote {path}", soft_wrap=True)
+    if grid.failed:
+        console.print(f"{len(grid.failed)} of {grid.total} runs failed; mend the cause and go on with: {go_on}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def sweep(
+    spec: Annotated[Path, typer.Argument(help="a benchmark spec with a sweep part")],
+    out: Annotated[Path, typer.Option(help="folder of the search; one that exists is gone on with")],
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at once; default: as many as the cores allow")] = None,
+) -> None:
+    """Search for better hyperparameters of one agent over a benchmark's suites and seeds."""
+    from mtrl.benchmark import sweep as search
+    from mtrl.benchmark.engine import Local, run_grid
+    from mtrl.benchmark.progress import Board
+    from mtrl.benchmark.spec import load_spec
+
+    with _friendly():
+        found = search.sweep(
+            load_spec(spec), out, lambda grown: run_grid(grown, out, Local(jobs), Board(console), resume=True)
+        )
+    if found.label is not None:
+        values = " ".join(f"{name}={value}" for name, value in found.values.items())
+        console.print(f"best of {found.trials} trials: {found.label}, IQM {found.score:.3f}: {values}", soft_wrap=True)
+    console.print(f"all of them: mtrl report {out}", soft_wrap=True)
+    if not found.complete:
+        console.print(f"not complete; go on with: mtrl sweep {spec} --out {out}", soft_wrap=True)
+        raise typer.Exit(1)
+
+
+@app.command()
+def results(
+    folder: Annotated[Path, typer.Argument(help="a grid, a folder of runs, or one run")],
+    sampled: Annotated[bool, typer.Option("--sampled", help="evaluations with sampled actions")] = False,
+    curves: Annotated[
+        Path | None, typer.Option("--import", help="CSV of step,task,seed,score, or an offline W&B run")
+    ] = None,
+    agent: Annotated[str | None, typer.Option(help="what to call the imported agent; default: the file's name")] = None,
+    suite: Annotated[str | None, typer.Option(help="that the imported curves belong to, if it cannot be told")] = None,
+) -> None:
+    """Print the table of results; write results.csv and runs.csv for pandas, polars or a spreadsheet."""
+    from mtrl.benchmark import store
+    from mtrl.benchmark.analysis import analyse
+    from mtrl.benchmark.tables import terminal
+    from mtrl.benchmark.wandb_files import restore
+
+    with _friendly():
+        if curves is not None:
+            if curves.suffix == ".csv":
+                path = store.import_curves(folder, curves, agent=agent or curves.stem, suite=suite)
+            else:
+                path = restore(curves, folder, agent)
+            console.print(f"wrote {path}", soft_wrap=True)
+        found = store.load(folder)
+        console.print(terminal(analyse(found, "sampled" if sampled else "greedy")))
+        for path in store.write_tables(found):
+            console.print(f"wrote {path}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="a grid, a folder of runs, or one run")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: FOLDER/report.html")] = None,
+    sampled: Annotated[bool, typer.Option("--sampled", help="evaluations with sampled actions")] = False,
+    videos: Annotated[bool, typer.Option(help="embed the best and worst episodes that were filmed")] = True,
+    paper: Annotated[Path | None, typer.Option(help="folder for Markdown and LaTeX tables, SVG and PNG plots")] = None,
+) -> None:
+    """Write one self-contained HTML file: who is better, on what, how sure, at what cost, and how to rerun it."""
+    from mtrl.benchmark import store
+    from mtrl.benchmark.report import REPORT, write_report
+
+    with _friendly():
+        actions = "sampled" if sampled else "greedy"
+        found = store.load(folder)
+        written = [write_report(found, out or folder / REPORT, actions=actions, videos=videos)]
+        if paper is not None:
+            from mtrl.benchmark.paper import write_paper
+
+            written += write_paper(found, paper, actions=actions)
+    for path in written:
+        console.print(f"wrote {path}", soft_wrap=True)
+
+
+@app.command()
+def dashboard(
+    folder: Annotated[Path, typer.Argument(help="folder of a grid, also one that is running")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 8734,
+) -> None:
+    """Serve the live report on this machine (loopback only) while runs go on."""
+    from mtrl.benchmark.dashboard import serve
+
+    server = serve(folder, port)
+    console.print(f"http://127.0.0.1:{server.server_address[1]}/ shows {folder}; Ctrl-C ends it", soft_wrap=True)
+    with contextlib.suppress(KeyboardInterrupt), server:
+        server.serve_forever()
 
 
 @app.command(name="list")

@@ -63,6 +63,7 @@ class LogConfig(Strict):
     )
     project: str = "mtrl"
     tensorboard: bool = False
+    group: str | None = Field(default=None, description="W&B group; null: the agent and the suite")
     tags: tuple[str, ...] = ()
 
     @field_validator("wandb", mode="before")
@@ -134,7 +135,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags
             raise ConfigError(f"override {text!r} is not of the form key=value")
     given = {key: value for key, value in flags.items() if value is not None}
     try:
-        merged = _merge([*parts, OmegaConf.create(given), OmegaConf.from_dotlist(list(overrides))])
+        merged = merge([*parts, OmegaConf.create(given), OmegaConf.from_dotlist(list(overrides))])
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     return parse_config(merged)
@@ -160,12 +161,15 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _merge(parts: Sequence[Any]) -> dict[str, Any]:
-    # `agent: ppo` and `agent.lr=1` must merge, so the short form is spelt out first. Naming another agent than the
-    # file does drops the file's options: they belong to the other agent.
+def merge(parts: Sequence[Any]) -> dict[str, Any]:
+    """One raw configuration from several mappings or OmegaConf nodes; later ones win, key by key.
+
+    ``agent: ppo`` and ``agent.lr=1`` merge. Naming another agent than an earlier part does drops that part's options:
+    they belong to the other agent.
+    """
     merged: dict[str, Any] = {}
     for part in parts:
-        plain = OmegaConf.to_container(part, resolve=True)
+        plain = OmegaConf.to_container(OmegaConf.create(part), resolve=True)
         if not isinstance(plain, dict):
             raise ConfigError("a config is a mapping of keys to values")
         items: dict[str, Any] = {str(key): value for key, value in plain.items()}

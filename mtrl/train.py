@@ -206,7 +206,7 @@ def _logger(config: RunConfig, out: Path, spec: Spec, resume_at: int | None) -> 
         sinks=[name for name, on in wanted.items() if on],
         wandb_mode=log.wandb,
         project=log.project,
-        group=f"{config.agent['kind']} {config.suite}",
+        group=log.group or f"{config.agent['kind']} {config.suite}",
         tags=log.tags,
         tasks=[task.name for task in spec.tasks],
         resume_at=resume_at,

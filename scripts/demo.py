@@ -1,7 +1,7 @@
 """One agent learns several real tasks in a few minutes; ``make demo`` runs this.
 
 Trains ``configs/demo.yaml`` with the live display, evaluates the agent beside a random one on the same seeded
-episodes, and writes a GIF of both.
+episodes, and writes a GIF and a report.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from rich.table import Table
 
 import mtrl
 from mtrl import runs
+from mtrl.benchmark.report import REPORT, write_report
+from mtrl.benchmark.store import IMPORTED, evaluations, load, write_rows
 from mtrl.config import load_config
 from mtrl.evaluate import Evaluation, chosen_frames, evaluate
 from mtrl.log import METRICS
@@ -64,8 +66,13 @@ def main() -> None:
     compare(console, summary.evaluation, untrained)
     frames = tile(chosen_frames(summary.evaluation), [task.name for task in tasks])
     gif = write_video(out / runs.VIDEOS / "best.gif", frames, fps=4)
+    who = {"agent": "random", "suite": config.suite, "seed": config.seed}
+    rows = evaluations({"step": summary.steps, **untrained.metrics()})
+    write_rows(out / IMPORTED / "random.csv", [{**who, **row} for row in rows])
+    page = write_report(load(out), out / REPORT)
     console.print(f"{summary.steps:,} environment steps in {summary.seconds / 60:.1f} minutes")
     console.print(f"watch it:          {gif}\nrecords:           {out / METRICS}")
+    console.print(f"the report:        {page}")
     console.print(f"evaluate it again: {Path('.venv/bin/mtrl')} evaluate {out} --episodes 100")
 
 

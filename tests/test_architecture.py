@@ -23,6 +23,7 @@ LAYERS = (
     ("vector", "nn", "rollout", "replay"),
     ("checkpoint", "config", "doctor", "evaluate", "log", "monitor", "runs", "sinks", "terminal", "testing", "video"),
     ("train",),
+    ("benchmark",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -11,7 +11,8 @@ from mtrl.config import ConfigError, RunConfig, dump_config, load_config
 from mtrl.nn.size import network_sizes
 from mtrl.spaces import make_spec
 
-CONFIGS = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))
+ROOT = Path(__file__).parents[1]
+CONFIGS = [path for path in sorted(ROOT.glob("configs/**/*.yaml")) if path.parent.name != "benchmark"]
 
 
 def write(folder: Path, text: str) -> Path:

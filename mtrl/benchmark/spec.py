@@ -1,0 +1,191 @@
+"""What a benchmark compares: agents x suites x seeds, written in one short YAML file.
+
+::
+
+    name: laptop-10min
+    about: Three agents on three small MiniGrid tasks.
+    core_hours: 0.5               # what the whole grid takes, about
+    solved: 0.9                   # the score that counts as solved
+    seeds: 3                      # or a list
+    run: {steps: 100000, copies: 8, eval: {every: 20000}}
+    suites: [minigrid/mt3]        # or a mapping: suite -> what differs there
+    agents:                       # label -> what differs for this agent
+      ppo: {agent: {kind: ppo, rollout: 128}}
+      random: {agent: random, steps: 2000}
+
+``run``, the suite's and the agent's part hold fields of a run's configuration (``mtrl.config``), merged in this order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+
+from mtrl import registry
+from mtrl.config import ConfigError, RunConfig, Strict, merge, parse_config
+
+PROTOCOL = "1"  # version of docs/protocol.md; results of different versions do not compare
+FIXED = ("suite", "seed", "threads")  # fields of a run that the grid itself decides
+
+
+class Range(Strict):
+    """What a hyperparameter may be: ``choices``, or ``low`` .. ``high`` (whole numbers if both are)."""
+
+    choices: tuple[int | float | str | bool, ...] | None = Field(default=None, min_length=1)
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = Field(default=False, description="spread evenly over orders of magnitude")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Range:
+        bounds = (self.low, self.high)
+        if (self.choices is None) == (None in bounds) or (self.choices is not None and bounds != (None, None)):
+            raise ValueError("give either choices, or low and high")
+        return self
+
+
+class Sweep(Strict):
+    """A search for better hyperparameters of one agent of the spec (``mtrl sweep``)."""
+
+    agent: str = Field(description="label of the agent")
+    trials: PositiveInt = Field(default=20, description="settings tried, each on all suites and seeds")
+    seed: int = Field(default=0, description="of the search")
+    space: dict[str, Range] = Field(min_length=1, description="field of a run, as in agent.lr -> what it may be")
+
+
+class Spec(Strict):
+    """A benchmark. Names of suites and agents are looked up only when it is run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    about: str = Field(default="", description="what is compared and why, in a sentence")
+    core_hours: PositiveFloat | None = Field(default=None, description="what the whole grid takes, about")
+    solved: float = Field(default=0.9, description="mean score over the tasks of a suite that counts as solved")
+    seeds: tuple[int, ...] = Field(min_length=1, description="run seeds; a number n means 0 .. n-1")
+    threads: PositiveInt = Field(default=1, description="torch threads of each run, fixed: results depend on them")
+    run: dict[str, Any] = Field(default_factory=dict, description="fields that all runs share")
+    suites: dict[str, dict[str, Any]] = Field(min_length=1, description="suite -> fields that differ there")
+    agents: dict[str, dict[str, Any]] = Field(min_length=1, description="label -> fields that differ for this agent")
+    sweep: Sweep | None = Field(default=None, description="only for mtrl sweep")
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count(cls, value: Any) -> Any:
+        return tuple(range(value)) if isinstance(value, int) else value
+
+    @field_validator("suites", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        plain = {str(name): {} for name in value} if isinstance(value, list) else value
+        return {name: part or {} for name, part in plain.items()} if isinstance(plain, dict) else plain
+
+    @field_validator("run", "suites", "agents")
+    @classmethod
+    def _leaves_the_grid_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for part in (value, *value.values()):
+            taken = [name for name in FIXED if isinstance(part, Mapping) and name in part]
+            if taken:
+                raise ValueError(f"{', '.join(taken)}: decided by the grid; use suites, seeds and threads at the top")
+        return value
+
+    @field_validator("agents")
+    @classmethod
+    def _labels(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for label in value:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._ -]*", label) or "--" in label:
+                raise ValueError(f"agent label {label!r}: use letters, digits, spaces, '.', '_' and single '-'")
+        return value
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the grid."""
+
+    agent: str
+    suite: str
+    seed: int
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """Unique in the grid and fit for a folder."""
+        return f"{slug(self.agent)}--{slug(self.suite)}--{self.seed}"
+
+
+def slug(text: str) -> str:
+    """``text`` with everything that a file name should not hold replaced."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text)
+
+
+def load_spec(path: Path) -> Spec:
+    """Read a spec file.
+
+    Raises:
+        ConfigError: no such file, not YAML, or a mistake in it, with its path and the nearest valid key.
+    """
+    if not path.is_file():
+        near = registry.nearest(path.name, [found.name for found in path.parent.glob("*.y*ml")])
+        raise ConfigError(f"no benchmark spec {str(path)!r}" + (f"; did you mean {near!r}?" if near else ""))
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return parse_spec(raw, str(path))
+
+
+def parse_spec(raw: Any, place: str = "spec") -> Spec:
+    """A checked ``Spec`` from plain data; raises ``ConfigError``."""
+    try:
+        return Spec.model_validate(raw)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            near = registry.nearest(key, Spec.model_fields) if item["type"] == "extra_forbidden" else None
+            lines.append(f"{key}: {item['msg']}" + (f"; did you mean {near!r}?" if near else ""))
+        raise ConfigError(f"{place}: " + "; ".join(lines)) from None
+
+
+def dump_spec(spec: Spec) -> str:
+    """YAML that ``load_spec`` reads back to the same spec."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False)
+
+
+def plan(spec: Spec) -> tuple[Job, ...]:
+    """All runs, checked: every suite, agent and option exists. Seed by seed, so that early results cover everyone.
+
+    Raises:
+        ConfigError: a suite or an agent is not installed, or an option is wrong; names the part of the spec.
+    """
+    for suite in spec.suites:
+        try:
+            registry.tasks(suite)
+        except (ImportError, ValueError) as error:  # UnknownNameError is a ValueError
+            raise ConfigError(f"{spec.name}: suites: {error}") from None
+    jobs = tuple(
+        Job(agent, suite, seed, _config(spec, agent, suite, seed))
+        for seed in spec.seeds
+        for suite in spec.suites
+        for agent in spec.agents
+    )
+    count = Counter(job.name for job in jobs)
+    twice = [name for name, number in count.items() if number > 1]
+    if twice:
+        raise ConfigError(f"{spec.name}: two runs would share the folder {twice[0]}: change a label, or a seed")
+    return jobs
+
+
+def _config(spec: Spec, agent: str, suite: str, seed: int) -> RunConfig:
+    defaults = {"workers": 0, "log": {"terminal": False, "group": spec.name, "tags": [agent, suite]}}
+    fixed = {"suite": suite, "seed": seed, "threads": spec.threads}
+    parts: Sequence[Mapping[str, Any]] = [defaults, spec.run, spec.suites[suite], spec.agents[agent], fixed]
+    try:
+        return parse_config(merge(parts))
+    except ConfigError as error:
+        raise ConfigError(f"{spec.name}: agent {agent!r} on {suite}: {error}") from None

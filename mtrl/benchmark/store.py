@@ -1,0 +1,341 @@
+"""Results of any number of runs as plain rows, whoever made them: a grid, single ``mtrl train`` runs, other projects.
+
+Nothing is stored twice: runs are read from their own folders. ``write_tables`` leaves two files for other tools::
+
+    pandas.read_csv("DIR/results.csv")    # one row per agent, suite, task, seed, evaluation: the same bits in every
+                                          # repetition of the grid, interrupted or not
+    pandas.read_csv("DIR/runs.csv")       # one row per run: status, cost, versions; depends on the machine
+
+Curves of other projects are CSV files of ``step,task,seed,score`` (and optionally ``suite``, ``success``, ``return``),
+brought in by ``import_curves``; they stand beside ours but have no cost.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mtrl import registry, runs
+from mtrl.benchmark.attempt import MANIFEST, RUNS, BenchmarkError
+from mtrl.benchmark.engine import SPEC
+from mtrl.benchmark.spec import PROTOCOL, Spec, load_spec, slug
+from mtrl.files import write_text
+from mtrl.log import METRICS, read
+
+ACTIONS = {"eval": "greedy", "eval_sampled": "sampled"}
+VALUES = ("score", "success", "success_last", "return", "length")
+COLUMNS = ("agent", "suite", "task", "seed", "step", "actions", *VALUES)
+RESULTS, RUN_TABLE, IMPORTED = "results.csv", "runs.csv", "imported"
+Row = Mapping[str, Any]
+"""``COLUMNS`` of one task at one evaluation; values that a task does not have are missing."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run took. Training alone: evaluations and starting up are not counted.
+
+    Attributes:
+        marks: (environment steps, seconds of training up to there), increasing.
+        cores: that it kept busy: torch threads and worker processes.
+        memory: bytes of its largest process at the peak, or None if nobody watched.
+        device: that the networks were on.
+        hardware: the machine, as in the manifest.
+    """
+
+    marks: tuple[tuple[int, float], ...]
+    cores: int
+    memory: int | None = None
+    device: str = "cpu"
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Of training, in all."""
+        return self.marks[-1][1] if self.marks else 0.0
+
+    @property
+    def core_hours(self) -> float:
+        """Of training, in all."""
+        return self.seconds * self.cores / 3600
+
+    @property
+    def steps_per_second(self) -> float:
+        """Environment steps per second of training; NaN before the first record."""
+        return self.marks[-1][0] / self.seconds if self.seconds else math.nan
+
+    def core_hours_at(self, step: int) -> float:
+        """Core-hours of training up to an environment step."""
+        below = (0, 0.0)
+        for mark in self.marks:
+            if mark[0] >= step:
+                share = (step - below[0]) / max(mark[0] - below[0], 1)
+                return (below[1] + share * (mark[1] - below[1])) * self.cores / 3600
+            below = mark
+        return below[1] * self.cores / 3600
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. ``status``: ``finished``, ``running``, ``failed``, ``interrupted``, ``unfinished`` or ``imported``."""
+
+    agent: str
+    suite: str
+    seed: int
+    status: str
+    rows: tuple[Row, ...]
+    folder: Path
+    budget: int = 0
+    step: int = 0
+    cost: Cost | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    protocol: str = PROTOCOL
+    reason: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Whether its last row is the run's end, so that it counts in the tables."""
+        return self.status in ("finished", "imported") and bool(self.rows)
+
+
+@dataclass(frozen=True)
+class Store:
+    """All runs below a folder, and the spec of the grid that made them, if any."""
+
+    root: Path
+    runs: tuple[Run, ...]
+    spec: Spec | None = None
+
+    def rows(self) -> list[Row]:
+        """Every evaluation of every task, ordered by agent, suite, seed, step, actions; tasks in the suite's order."""
+        return [row for run in self.runs for row in run.rows]
+
+    def to_csv(self) -> str:
+        """``rows`` as CSV. Holds no clock and no machine: equal for equal results."""
+        return _csv(COLUMNS, self.rows())
+
+
+def load(root: Path) -> Store:
+    """Read a grid's folder, a folder of runs, or one run.
+
+    Raises:
+        BenchmarkError: there is no run in it.
+    """
+    specs = [path for path in (root / SPEC,) if path.is_file()]
+    spec = load_spec(specs[0]) if specs else None
+    folders = [path.parent for pattern in ("", "*/", f"{RUNS}/*/") for path in root.glob(pattern + runs.CONFIG)]
+    found = [_run(folder) for folder in sorted(set(folders)) if (folder / METRICS).exists()]
+    found += [run for path in sorted((root / IMPORTED).glob("*.csv")) for run in _imported(path)]
+    if not found:
+        raise BenchmarkError(f"{root} holds no run with records: give a folder that mtrl benchmark or train wrote")
+    order = list(spec.agents) if spec else []
+    suites = list(spec.suites) if spec else []
+    found.sort(key=lambda run: (_place(run.agent, order), _place(run.suite, suites), run.seed))
+    return Store(root, tuple(found), spec)
+
+
+def evaluations(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """The rows {step, actions, task, return, score, ...} of one record, tasks in its order."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for key, value in record.items():
+        root, _, rest = key.partition("/")
+        if root in ACTIONS and rest.count("/") == 2:
+            task, _, name = rest.rpartition("/")
+            found.setdefault((ACTIONS[root], task), {})[name] = value
+    for (actions, task), values in found.items():
+        yield {"step": record["step"], "actions": actions, "task": task, **values}
+
+
+def import_curves(root: Path, source: Path, *, agent: str, suite: str | None = None) -> Path:
+    """Put a CSV of another project's curves beside the runs in ``root``; the last step of each seed is its result.
+
+    Args:
+        root: where to.
+        source: columns ``step,task,seed,score``; optionally ``suite,success,success_last,return,length``.
+        agent: what to call it.
+        suite: for all rows, if the file has no such column; None: the suite in ``root`` that has these tasks.
+
+    Returns:
+        the file written: ``root/imported/AGENT.csv``.
+
+    Raises:
+        BenchmarkError: columns are missing, a value is no number, or the suite cannot be told.
+    """
+    rows = _parse(source)
+    if suite is None and "suite" not in rows[0]:
+        tasks = {row["task"] for row in rows}
+        known = {run.suite for run in load(root).runs if tasks <= {row["task"] for row in run.rows}}
+        if len(known) != 1:
+            several = f"{len(known)} suites in {root} have" if known else f"no suite in {root} has"
+            raise BenchmarkError(
+                f"{source}: {several} the tasks {', '.join(sorted(tasks)[:4])}: say which with --suite"
+            )
+        (suite,) = known
+    whole = [{"actions": "greedy", "agent": agent, **({"suite": suite} if suite else {}), **row} for row in rows]
+    return write_rows(root / IMPORTED / f"{slug(agent)}.csv", whole)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> Path:
+    """Write rows (``COLUMNS``) as CSV; below a store's ``imported`` folder they stand beside its runs."""
+    write_text(path, _csv(COLUMNS, rows))
+    return path
+
+
+def write_tables(store: Store) -> tuple[Path, Path]:
+    """Write ``results.csv`` and ``runs.csv`` into the store's folder."""
+    results, table = store.root / RESULTS, store.root / RUN_TABLE
+    write_text(results, store.to_csv())
+    rows = [run_row(run) for run in store.runs]
+    write_text(table, _csv(tuple(rows[0]), rows))
+    return results, table
+
+
+def run_row(run: Run) -> dict[str, Any]:
+    """One run as a row: who, how far, at what cost, made by what."""
+    cost = run.cost or Cost((), 0)
+    return {
+        "agent": run.agent,
+        "suite": run.suite,
+        "seed": run.seed,
+        "status": run.status,
+        "step": run.step,
+        "budget": run.budget,
+        "train_seconds": round(cost.seconds, 3),
+        "cores": cost.cores,
+        "core_hours": round(cost.core_hours, 6),
+        "steps_per_second": round(cost.steps_per_second, 1) if cost.seconds else "",
+        "peak_memory": cost.memory or "",
+        "device": cost.device,
+        "cpu": cost.hardware.get("cpu", ""),
+        "mtrl": run.versions.get("git", run.versions.get("mtrl", "")),
+        "torch": run.versions.get("torch", ""),
+        "protocol": run.protocol,
+        "folder": str(run.folder),
+    }
+
+
+def _run(folder: Path) -> Run:
+    config: dict[str, Any] = yaml.load((folder / runs.CONFIG).read_text(encoding="utf-8"), yaml.CSafeLoader)
+    manifest = _json(folder / MANIFEST)
+    summary = _json(folder / runs.SUMMARY)
+    records = read(folder / METRICS)
+    agent, suite = manifest.get("agent", config["agent"]["kind"]), config["suite"]
+    # A run that was killed between its last evaluation and its summary wrote that evaluation twice, bit for bit.
+    unique = {
+        (row["step"], row["actions"], row["task"]): {"agent": agent, "suite": suite, "seed": config["seed"], **row}
+        for record in records
+        for row in evaluations(record)
+    }
+    attempts = manifest.get("attempts", [])
+    memory = [attempt["peak_memory"] for attempt in attempts if "peak_memory" in attempt]
+    workers = config["workers"] if isinstance(config["workers"], int) else 0
+    cost = Cost(
+        marks=_marks(records),
+        cores=max(1, config["threads"]) + workers,
+        memory=max(memory, default=None),
+        device=config["device"],
+        hardware=manifest.get("hardware", {}),
+    )
+    complete = summary.get("steps", 0) >= config["steps"]
+    status = "finished" if complete else manifest.get("status", "unfinished")
+    protocols = {name: task["protocol"] for name, task in summary.get("evaluation", {}).get("tasks", {}).items()}
+    return Run(
+        agent=agent,
+        suite=suite,
+        seed=config["seed"],
+        status=status if status != "finished" or complete else "unfinished",
+        rows=tuple(unique.values()),
+        folder=folder,
+        budget=config["steps"],
+        step=records[-1]["step"] if records else 0,
+        cost=cost,
+        config=config,
+        versions=summary.get("versions", manifest.get("versions", {})),
+        command=tuple(manifest.get("command", ())),
+        protocols=protocols,
+        protocol=manifest.get("protocol", PROTOCOL),
+    )
+
+
+def _marks(records: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, float], ...]:
+    """Seconds of training at each record: its speed, which leaves evaluations out, times the steps since the last.
+
+    Wall-clock stamps would count what lay between an interruption and the resumption as well.
+    """
+    marks: list[tuple[int, float]] = []
+    step, seconds = 0, 0.0
+    for record in records:
+        speed = record.get("time/SPS")
+        if speed and record["step"] > step:
+            seconds += (record["step"] - step) / speed
+            step = record["step"]
+            marks.append((step, seconds))
+    return tuple(marks)
+
+
+def _parse(source: Path) -> list[dict[str, Any]]:
+    with source.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or ())
+        missing = [name for name in ("step", "task", "seed", "score") if name not in columns]
+        if missing:
+            near = [f"{name} (is it {registry.nearest(name, columns)!r}?)" for name in missing]
+            raise BenchmarkError(f"{source}: no column {', '.join(near)}; needed: step,task,seed,score")
+        rows: list[dict[str, Any]] = []
+        for number, raw in enumerate(reader, start=2):
+            row: dict[str, Any] = {}
+            for name in COLUMNS:
+                text = raw.get(name)
+                if text in (None, ""):
+                    continue
+                try:
+                    value: Any = (
+                        int(float(text)) if name in ("step", "seed") else float(text) if name in VALUES else text
+                    )
+                except ValueError:
+                    raise BenchmarkError(f"{source}, line {number}: {name} is {text!r}, not a number") from None
+                if name in VALUES and not math.isfinite(value):
+                    raise BenchmarkError(f"{source}, line {number}: {name} is {text}: leave out runs that failed")
+                row[name] = value
+            rows.append(row)
+    if not rows:
+        raise BenchmarkError(f"{source}: no rows below the header")
+    return rows
+
+
+def _imported(path: Path) -> list[Run]:
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for row in _parse(path):
+        groups.setdefault((row["agent"], row["suite"], row["seed"]), []).append(row)
+    found = []
+    for (agent, suite, seed), rows in groups.items():
+        rows.sort(key=lambda row: row["step"])
+        last = rows[-1]["step"]
+        found.append(Run(agent, suite, seed, "imported", tuple(rows), path, budget=last, step=last))
+    return found
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _place(name: str, order: Sequence[str]) -> tuple[int, str]:
+    return (order.index(name) if name in order else len(order), name)

@@ -1,0 +1,141 @@
+"""The store: rows, costs, tables, imports."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mtrl.benchmark import store
+from mtrl.benchmark.attempt import BenchmarkError
+from mtrl.benchmark.store import Cost
+
+Writer = Callable[..., Path]
+
+
+def test_rows_of_a_record() -> None:
+    record = {
+        "step": 9,
+        "wall": 1.0,
+        "eval/toy/a/score": 0.5,
+        "eval/toy/a/success": 1.0,
+        "eval_sampled/toy/a/score": 0.25,
+        "eval/mean_score": 0.5,
+        "charts/toy/a_score": 0.1,
+    }
+    assert list(store.evaluations(record)) == [
+        {"step": 9, "actions": "greedy", "task": "toy/a", "score": 0.5, "success": 1.0},
+        {"step": 9, "actions": "sampled", "task": "toy/a", "score": 0.25},
+    ]
+
+
+def test_a_grid_is_read_in_the_order_of_its_spec(tmp_path: Path, grid_writer: Writer) -> None:
+    found = store.load(grid_writer(tmp_path, {"zeta": 0.9, "alpha": 0.2}, ["s/two", "s/one"], seeds=2))
+    assert [(run.agent, run.suite, run.seed) for run in found.runs][:3] == [
+        ("zeta", "s/two", 0),
+        ("zeta", "s/two", 1),
+        ("zeta", "s/one", 0),
+    ]
+    run = found.runs[0]
+    assert (run.status, run.step, run.budget) == ("finished", 300_000, 300_000)
+    assert run.usable
+    assert len(run.rows) == 6 * 3
+    assert run.cost is not None
+    assert run.cost.seconds == pytest.approx(150)
+    assert run.cost.memory == 400 * 2**20
+    assert run.command[:2] == ("mtrl", "train")
+
+
+def test_cost_follows_the_speed_of_training_not_the_clock() -> None:
+    cost = Cost(((100, 10.0), (300, 20.0)), cores=2)
+    assert cost.seconds == 20
+    assert cost.core_hours == pytest.approx(40 / 3600)
+    assert cost.steps_per_second == 15
+    assert [cost.core_hours_at(step) * 1800 for step in (0, 50, 100, 200, 300, 999)] == pytest.approx(
+        [0, 5, 10, 15, 20, 20]
+    )
+    assert Cost((), 1).core_hours == 0
+
+
+def test_an_evaluation_written_twice_counts_once(tmp_path: Path, run_writer: Writer) -> None:
+    """A run killed between its last evaluation and its summary repeats that evaluation when it is resumed."""
+    folder = run_writer(tmp_path, "a", "s/x", 0)
+    once = store.load(tmp_path).to_csv()
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
+    assert store.load(tmp_path).to_csv() == once
+
+
+def test_runs_that_did_not_finish(tmp_path: Path, run_writer: Writer) -> None:
+    run_writer(tmp_path, "a", "s/x", 0, finished=False)
+    run_writer(tmp_path, "a", "s/x", 1, finished=False, manifest=False)
+    found = store.load(tmp_path).runs
+    assert [run.status for run in found] == ["running", "unfinished"]
+    assert not any(run.usable for run in found)
+    with pytest.raises(BenchmarkError, match="holds no run with records"):
+        store.load(tmp_path / "nowhere")
+
+
+def test_a_run_that_is_asked_for_more_steps_is_not_finished(tmp_path: Path, run_writer: Writer) -> None:
+    folder = run_writer(tmp_path, "a", "s/x", 0)
+    (folder / "summary.json").write_text(json.dumps({"steps": 100}))
+    assert store.load(tmp_path).runs[0].status == "unfinished"
+
+
+def test_one_run_is_a_store_too(tmp_path: Path, run_writer: Writer) -> None:
+    folder = run_writer(tmp_path, "a", "s/x", 0, manifest=False)
+    found = store.load(folder)
+    assert [run.agent for run in found.runs] == ["a"]
+    assert found.spec is None
+
+
+def test_tables_for_other_tools(tmp_path: Path, grid_writer: Writer) -> None:
+    results, runs = store.write_tables(store.load(grid_writer(tmp_path, {"a": 0.5}, ["s/x"], seeds=2)))
+    with results.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 6 * 3
+    assert tuple(rows[0]) == store.COLUMNS
+    assert rows[0]["task"] == "toy/a"
+    assert 0 < float(rows[0]["score"]) < 1.2
+    assert "wall" not in results.read_text()
+    with runs.open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["seed"] for row in table] == ["0", "1"]
+    assert float(table[0]["core_hours"]) == pytest.approx(150 / 3600, rel=1e-4)
+
+
+CURVES = "step,task,seed,score\n100,toy/a,0,0.1\n200,toy/a,0,0.4\n100,toy/b,0,.2\n200,toy/b,0,.6\n200,toy/a,1,.5\n"
+
+
+def test_published_curves_stand_beside_ours(tmp_path: Path, run_writer: Writer) -> None:
+    run_writer(tmp_path, "a", "s/x", 0)
+    source = tmp_path / "paper.csv"
+    source.write_text(CURVES)
+    store.import_curves(tmp_path, source, agent="MOORE (paper)")
+    found = [run for run in store.load(tmp_path).runs if run.status == "imported"]
+    assert [(run.agent, run.suite, run.seed, run.step) for run in found] == [
+        ("MOORE (paper)", "s/x", 0, 200),
+        ("MOORE (paper)", "s/x", 1, 200),
+    ]
+    assert found[0].rows[-1]["score"] in (0.4, 0.6)
+    assert found[0].cost is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("step,task,seed,scores\n1,a,0,1\n", r"no column score \(is it 'scores'\?\)"),
+        ("step,task,seed,score\n1,toy/a,0,good\n", "line 2: score is 'good', not a number"),
+        ("step,task,seed,score\n1,toy/a,0,nan\n", "line 2: score is nan"),
+        ("step,task,seed,score\n", "no rows"),
+        ("step,task,seed,score\n1,other,0,1\n", "no suite in .* has the tasks other: say which with --suite"),
+    ],
+)
+def test_curves_that_cannot_be_imported(tmp_path: Path, run_writer: Writer, text: str, message: str) -> None:
+    run_writer(tmp_path, "a", "s/x", 0)
+    (tmp_path / "bad.csv").write_text(text)
+    with pytest.raises(BenchmarkError, match=message):
+        store.import_curves(tmp_path, tmp_path / "bad.csv", agent="x")
