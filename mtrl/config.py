@@ -14,9 +14,19 @@ from typing import Any, Literal
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mtrl import registry
+from mtrl.sampler import SamplerConfig
 
 DEFAULT_AGENT = "ppo"
 
@@ -84,6 +94,10 @@ class RunConfig(Strict):
     copies: PositiveInt | tuple[PositiveInt, ...] = Field(
         default=1, description="environments per task, or one number a task"
     )
+    slots: PositiveInt | None = Field(
+        default=None, description="environments in all, for a sampler that shares them out; None: copies per task"
+    )
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
     workers: int | Literal["auto"] = Field(
         default="auto", description="processes that step environments; 0: in this process"
     )
@@ -102,6 +116,12 @@ class RunConfig(Strict):
         options = _agent_part(value)
         made = agent_schema(options["kind"]).model_validate({k: v for k, v in options.items() if k != "kind"})
         return {"kind": options["kind"], **made.model_dump(mode="json")}
+
+    @model_validator(mode="after")
+    def _shared_slots(self) -> RunConfig:
+        if self.slots is not None and self.sampler.kind == "pinned":
+            raise ValueError("slots shares environments among tasks, which a sampler must do: set sampler.kind")
+        return self
 
     def agent_config(self) -> BaseModel:
         """The agent's own validated ``Config``."""

@@ -25,6 +25,7 @@ from mtrl.evaluate import Evaluation, evaluate, record
 from mtrl.log import Logger
 from mtrl.monitor import Monitor
 from mtrl.nn.size import network_sizes
+from mtrl.sampler import Sampled, spread
 from mtrl.spaces import make_spec
 from mtrl.types import Agent, Spec, Task
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv
@@ -67,13 +68,23 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
     saved = checkpoint.load(out / runs.CHECKPOINTS) if resume and _checkpoints(out) else None
     if saved is not None and saved.step >= config.steps and (out / runs.SUMMARY).exists():
         raise runs.RunError(f"{out} is complete at step {saved.step}; to go on, ask for more with --steps")
-    copies = config.copies if isinstance(config.copies, int) else list(config.copies)
+    copies = spread(config.slots, spec) if config.slots else config.copies
+    copies = [copies] * len(tasks) if isinstance(copies, int) else list(copies)
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         logger = stack.enter_context(_logger(config, out, spec, saved.step if saved else None))
-        slots = sum(copies) if isinstance(copies, list) else copies * len(tasks)
+        slots = sum(copies)
+        sampler = _sampler(config, spec, copies)
         workers = _workers(config, tasks, spec, slots)
-        envs = MultiTaskVectorEnv(tasks, copies, seed=config.seed, workers=workers, spec=spec, patience=config.patience)
+        envs = MultiTaskVectorEnv(
+            tasks,
+            copies,
+            seed=config.seed,
+            workers=workers,
+            schedule=sampler,
+            spec=spec,
+            patience=config.patience,
+        )
         stack.callback(envs.close)
         stack.enter_context(_autopsy(out))
         actor = agent.actor(envs.layout, explore=True)
@@ -81,7 +92,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
         parts: dict[str, Any] = {"agent": agent, "actor": actor, "envs": envs, "monitor": monitor}
         step = 0
         if saved is None:
-            envs.reset(seed=config.seed)
+            envs.reset()
         else:
             step = saved.step
             for name, part in parts.items():
@@ -115,9 +126,11 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             before, step = step, step + slots
             for episode in envs.episodes:
                 monitor.episode(episode)
+                if sampler is not None:
+                    sampler.update(episode)
                 logger.episode(tasks[episode.task].name, episode, step, tasks[episode.task].normalise(episode.ret))
             if _due(before, step, config.log.every) or step >= config.steps:
-                metrics = monitor.flush()
+                metrics = monitor.flush() | (sampler.metrics() if sampler is not None else {})
                 metrics["time/SPS"] = (step - logged) / max(time.monotonic() - clock, 1e-9)
                 logger.log(metrics, step)
                 logged, clock = step, time.monotonic()
@@ -163,6 +176,14 @@ def _autopsy(out: Path) -> Iterator[None]:
         kept = runs.write_failure(out, error)
         where = f"its episode is in {kept}; " if kept else ""
         raise runs.RunError(f"{error}\n{where}{_last_good(out)}") from error
+
+
+def _sampler(config: RunConfig, spec: Spec, copies: Sequence[int]) -> Sampled | None:
+    """Who decides what a slot plays next; None if every slot keeps its task."""
+    if config.sampler.kind == "pinned":
+        return None
+    home = [task for group in spec.groups for task in group.tasks for _ in range(copies[task])]
+    return Sampled(config.sampler, spec, home, config.seed)
 
 
 def _due(before: int, now: int, every: int) -> bool:

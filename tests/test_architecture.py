@@ -21,6 +21,7 @@ LAYERS = (
     ("types", "files"),
     ("spaces", "registry"),
     ("vector", "nn", "rollout", "replay"),
+    ("sampler",),
     ("checkpoint", "config", "doctor", "evaluate", "log", "monitor", "runs", "sinks", "terminal", "testing", "video"),
     ("train",),
     ("benchmark",),

@@ -117,7 +117,7 @@ class MultiTaskVectorEnv(VectorEnv):
 
     Args:
         tasks: what to play; unique names.
-        copies: slots per task, one number for all or one per task.
+        copies: slots per task, one number for all or one per task; 0 for a task that only a ``schedule`` brings.
         seed: the run seed, non-negative; decides everything together with the actions.
         workers: 0 steps slots in this process; n >= 1 in n worker processes. Results are bit-identical.
         schedule: which (task, seed) each slot plays next. A schedule may send a slot any of ``tasks`` that has the
@@ -149,7 +149,7 @@ class MultiTaskVectorEnv(VectorEnv):
         spec: Spec | None = None,
         patience: float = 300.0,
     ) -> None:
-        counts = _copies(tasks, copies)
+        counts = _copies(tasks, copies, least=1 if schedule is None else 0)
         if workers < 0:
             raise ValueError(f"workers={workers}: give 0 (this process) or the number of worker processes")
         codecs = [codec(task) for task in tasks]
@@ -590,12 +590,12 @@ def replay(task: Task, journal: Journal, *, render: bool = False) -> Replay:
         slot.close()
 
 
-def _copies(tasks: Sequence[Task], copies: int | Sequence[int]) -> list[int]:
+def _copies(tasks: Sequence[Task], copies: int | Sequence[int], least: int) -> list[int]:
     counts = [copies] * len(tasks) if isinstance(copies, int) else list(copies)
     if len(counts) != len(tasks):
         raise ValueError(f"copies has {len(counts)} entries for {len(tasks)} tasks: give one number, or one per task")
-    if min(counts, default=1) < 1:
-        raise ValueError(f"copies={copies}: every task needs at least one")
+    if min(counts, default=1) < least:
+        raise ValueError(f"copies={copies}: every task needs at least one, unless a schedule shares slots out")
     names = [task.name for task in tasks]
     for name in names:
         if names.count(name) > 1:
