@@ -255,7 +255,7 @@ class PPO:
             values = self.critic(features, unique)
             out.append(values if folded is None else values[0][folded.place])
             if before is not None:
-                states.append(torch.cat((before[None], features[:-1])))
+                states.append(torch.cat((before[None], features[:-1, :, -self.config.memory :])))
         self.critic_memory = state
         value = torch.cat(out).double().cpu().numpy()
         if self.config.normalize_value:
