@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from mtrl import checkpoint, registry, runs
-from mtrl.config import RunConfig, dump_config
+from mtrl.config import ConfigError, RunConfig, dump_config
 from mtrl.evaluate import Evaluation, evaluate, record
 from mtrl.log import Logger
 from mtrl.monitor import Monitor
@@ -63,28 +63,16 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
     tasks = registry.tasks(config.suite)
     spec = make_spec(tasks)
     agent = runs.make_agent(config, spec)
+    copies, sampler = _slots(config, spec)
     if not resume:
         runs.start(out, config)  # only now: a mistake in the config leaves no folder behind
     saved = checkpoint.load(out / runs.CHECKPOINTS) if resume and _checkpoints(out) else None
     if saved is not None and saved.step >= config.steps and (out / runs.SUMMARY).exists():
         raise runs.RunError(f"{out} is complete at step {saved.step}; to go on, ask for more with --steps")
-    copies = spread(config.slots, spec) if config.slots else config.copies
-    copies = [copies] * len(tasks) if isinstance(copies, int) else list(copies)
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         logger = stack.enter_context(_logger(config, out, spec, saved.step if saved else None))
-        slots = sum(copies)
-        sampler = _sampler(config, spec, copies)
-        workers = _workers(config, tasks, spec, slots)
-        envs = MultiTaskVectorEnv(
-            tasks,
-            copies,
-            seed=config.seed,
-            workers=workers,
-            schedule=sampler,
-            spec=spec,
-            patience=config.patience,
-        )
+        envs = _vector(config, tasks, spec, copies, sampler)
         stack.callback(envs.close)
         stack.enter_context(_autopsy(out))
         actor = agent.actor(envs.layout, explore=True)
@@ -123,7 +111,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             for fault in envs.faults[faults:]:
                 logger.notice(f"replaced a worker: {fault.splitlines()[0]}")
             faults = len(envs.faults)
-            before, step = step, step + slots
+            before, step = step, step + sum(copies)
             for episode in envs.episodes:
                 monitor.episode(episode)
                 if sampler is not None:
@@ -178,12 +166,24 @@ def _autopsy(out: Path) -> Iterator[None]:
         raise runs.RunError(f"{error}\n{where}{_last_good(out)}") from error
 
 
-def _sampler(config: RunConfig, spec: Spec, copies: Sequence[int]) -> Sampled | None:
-    """Who decides what a slot plays next; None if every slot keeps its task."""
+def _slots(config: RunConfig, spec: Spec) -> tuple[list[int], Sampled | None]:
+    """Copies of each task, and who decides what a slot plays next; None if every slot keeps its task."""
+    given = spread(config.slots, spec) if config.slots else config.copies
+    copies = [given] * len(spec.tasks) if isinstance(given, int) else list(given)
+    if len(copies) != len(spec.tasks):
+        raise ConfigError(f"copies has {len(copies)} entries for {len(spec.tasks)} tasks: give one number, or one each")
     if config.sampler.kind == "pinned":
-        return None
+        return copies, None
     home = [task for group in spec.groups for task in group.tasks for _ in range(copies[task])]
-    return Sampled(config.sampler, spec, home, config.seed)
+    return copies, Sampled(config.sampler, spec, home, config.seed)
+
+
+def _vector(
+    config: RunConfig, tasks: Sequence[Task], spec: Spec, copies: Sequence[int], sampler: Sampled | None
+) -> MultiTaskVectorEnv:
+    workers = _workers(config, tasks, spec, sum(copies))
+    options = {"workers": workers, "schedule": sampler, "spec": spec, "patience": config.patience}
+    return MultiTaskVectorEnv(tasks, copies, seed=config.seed, **options)
 
 
 def _due(before: int, now: int, every: int) -> bool:

@@ -39,7 +39,7 @@ class Together:
     def reset(self, mask: Array, seeds: Array, task: Array) -> None:
         if self._fault == "reset":
             raise OSError("no display")
-        for i in np.flatnonzero(mask):
+        for i in np.flatnonzero(mask).tolist():
             self._now[i] = self._envs[i][task[i]]
             obs, info = self._now[i].reset(seed=int(seeds[i]))
             self._see(i, obs, info)
@@ -50,7 +50,7 @@ class Together:
         self._steps += 1
         if self._fault == "step" and self._steps == 3:
             raise ZeroDivisionError("the physics exploded")
-        for i in np.flatnonzero(mask):
+        for i in np.flatnonzero(mask).tolist():
             env = self._now[i]
             if self._kind == "team":
                 acting = list(env.agents)
