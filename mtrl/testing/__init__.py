@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from mtrl.testing.check import Finding, Report, check_suite
 from mtrl.testing.probes import VALUES, Probes
+from mtrl.testing.vector_check import check_vector_env
 
 if TYPE_CHECKING:
     from mtrl.testing.agent_check import check_agent
     from mtrl.testing.loop import drive
 
-__all__ = ["VALUES", "Finding", "Probes", "Report", "check_agent", "check_suite", "drive"]
+__all__ = ["VALUES", "Finding", "Probes", "Report", "check_agent", "check_suite", "check_vector_env", "drive"]
 
 _HOMES = {"check_agent": "mtrl.testing.agent_check", "drive": "mtrl.testing.loop"}
 
