@@ -52,9 +52,11 @@ class AtariGame(gym.Env[np.ndarray, int]):
     The episode terminates when the game is over. Nothing is truncated: that is left to ``Task.horizon``.
     ``info["lives"]`` is the number of lives left; games that do not count them say 0.
 
-    The emulator itself is deterministic: a reset restores the machine as it was when the cartridge was loaded (60
-    microseconds; ``ale_py.AtariEnv`` loads it again at each seeded reset, 85 ms). Sticky actions are drawn here, since
-    the generator of the package is only seeded when a cartridge is loaded.
+    A reset does not load the cartridge again (85 ms, as ``ale_py.AtariEnv`` does with a seed): it restores the machine
+    as it was loaded, which alone ale-py 0.12.1 does not do whole (Qbert and Tetris would go on differently:
+    Farama-Foundation/Arcade-Learning-Environment#732, #739), and then presses the console's reset, which alone keeps
+    memory of earlier episodes in 29 games. Both together take 4 ms and lead to the same bits. The package seeds its
+    generator for sticky actions only when it loads, so those are drawn here, from the episode's generator.
 
     Args:
         game: such as ``"MsPacman"``.
@@ -85,7 +87,7 @@ class AtariGame(gym.Env[np.ndarray, int]):
         if not 0.0 <= sticky <= 1.0:
             raise ValueError(f"sticky is a probability, got {sticky}")
         if noop_max < 1:
-            raise ValueError(f"noop_max must be at least 1, got {noop_max}: the first screen is drawn by a no-op")
+            raise ValueError(f"noop_max must be at least 1, got {noop_max}")
         rom = rom_name(game)
         ale_py = _ale_py()
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
@@ -93,8 +95,7 @@ class AtariGame(gym.Env[np.ndarray, int]):
         self.ale.setInt("frame_skip", 1)
         self.ale.setFloat("repeat_action_probability", 0.0)
         self.ale.loadROM(import_module("ale_py.roms").get_rom_path(rom))
-        self.ale.reset_game()
-        self._start = self.ale.cloneSystemState()
+        self._loaded = self.ale.cloneSystemState()
         self._actions = [ale_py.Action(i) for i in range(ACTIONS)] if full_actions else self.ale.getMinimalActionSet()
         self._noop = ale_py.Action.NOOP
         self._sticky, self._life_loss_ends, self._noop_max = sticky, life_loss_ends, noop_max
@@ -111,7 +112,8 @@ class AtariGame(gym.Env[np.ndarray, int]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         ale = self.ale
-        ale.restoreSystemState(self._start)
+        ale.restoreSystemState(self._loaded)
+        ale.reset_game()
         for _ in range(self.np_random.integers(1, self._noop_max + 1)):
             ale.act(self._noop)
         self._held, self._lives = self._noop, ale.lives()
