@@ -145,7 +145,7 @@ class TestAreaResize:
 
 class TestEpisodes:
     def test_contract(self):
-        report = check_suite(Atari(), "Breakout", steps=60)
+        report = check_suite(registry.suite("atari"), "Breakout", steps=60)
         assert report.ok, str(report)
 
     def test_gymnasium_approves(self):
@@ -189,7 +189,7 @@ class TestEpisodes:
         held, rewards = NOOP, []
         for action in [FIRE, *np.random.default_rng(0).integers(18, size=25)]:
             obs, reward, terminated, truncated, info = ours.step(int(action))
-            frames, total = [], 0.0
+            frames, total, stock = [], 0.0, {}
             for stays in draws.random(4) < sticky if sticky else [False] * 4:
                 held = held if stays else int(action)
                 frame, pay, _, _, stock = raw.step(held)
