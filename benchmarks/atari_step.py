@@ -3,9 +3,10 @@
     python benchmarks/atari_step.py [--games Pong Breakout ...] [--steps 1000] [--rounds 5] [--grey]
 
 The peer is ``gym.make`` without frame skip, ``AtariPreprocessing`` (it needs opencv-python) and
-``FrameStackObservation``; with ``--grey`` its environment makes grey screens only, which is faster. The emulator alone plays four frames, no picture taken: no Python
-environment can be faster. All play the same random actions of the full set without stickiness, one process, one thread;
-rounds are interleaved and the median counts. Peer and mtrl must collect the same rewards.
+``FrameStackObservation``; with ``--grey`` its environment makes grey screens only, which is faster. The emulator alone
+plays four frames and no picture is taken: no Python environment can be faster. All play the same random actions of the
+full set without stickiness, one process, one thread; rounds are interleaved and the median counts. Peer and mtrl must
+collect the same rewards.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from importlib import import_module
 from typing import Any
 
 import ale_py
-import cv2
 import gymnasium as gym
 import numpy as np
 
@@ -42,7 +43,7 @@ class Emulator:
 
 
 def make_peer(game: str, grey: bool) -> Any:
-    kind = {"obs_type": "grayscale"} if grey else {}
+    kind: dict[str, Any] = {"obs_type": "grayscale"} if grey else {}
     stock = gym.make(f"ALE/{game}-v5", frameskip=1, repeat_action_probability=0.0, full_action_space=True, **kind)
     return gym.wrappers.FrameStackObservation(gym.wrappers.AtariPreprocessing(stock, noop_max=1), STACK)
 
@@ -71,7 +72,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--grey", action="store_true", help="let the peer's environment make grey screens only")
     args = parser.parse_args()
-    cv2.setNumThreads(1)
+    import_module("cv2").setNumThreads(1)
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     print(f"{'game':16}{'gymnasium':>10}{'emulator':>10}{'mtrl':>8}{'speed-up':>10}{'reset':>10}{'mtrl':>8}")
     ratios = []

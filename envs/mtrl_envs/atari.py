@@ -42,7 +42,7 @@ _TWO_PLAYERS = ("combat", "joust", "maze_craze", "warlords")
 _GYMNASIUM_ID = re.compile(r"(?:ALE/)?(\w+?)(?:NoFrameskip|Deterministic)?-v\d+")
 
 
-class AtariGame(gym.Env[np.ndarray, int]):
+class AtariGame(gym.Env[np.ndarray, Any]):
     """One game whose ``reset(seed=...)`` decides the whole episode: its no-ops and which actions stick.
 
     Observation: the last 4 screens, oldest first, [4, 84, 84] uint8 grey; before there are 4, the first one is
