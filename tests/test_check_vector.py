@@ -159,7 +159,7 @@ def test_every_defect_is_named(broken: Callable[[], VectorEnv], message: str) ->
 def test_backends_that_differ_are_named() -> None:
     class Other(Good):
         def _begin(self) -> np.ndarray:
-            return super()._begin() + np.float32([0, 1])
+            return super()._begin() + np.array([0, 1], np.float32)
 
     assert "the vector and backend 1 differ: after 0 steps" in check_vector_env(Good, Other, steps=20).render()
 
