@@ -222,11 +222,11 @@ class Products:
             for name, (forward, weights, inputs) in passes.items():
                 for i, (x, weight, grad) in enumerate(self._nets[name]):
                     for _ in range(forward):
-                        x @ weight
+                        torch.mm(x, weight)
                     for _ in range(weights):
-                        x.t() @ grad
+                        torch.mm(x.t(), grad)
                     for _ in range(inputs if i else 0):  # nobody asks for the gradient of an observation
-                        grad @ weight.t()
+                        torch.mm(grad, weight.t())
 
 
 class Extractor(BaseFeaturesExtractor):
