@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from mtrl.log import Logger
 from mtrl.monitor import Monitor
 from mtrl.nn.size import network_sizes
 from mtrl.sampler import Sampled, spread
+from mtrl.signals import collected
 from mtrl.spaces import make_spec
 from mtrl.types import Agent, Spec, Task
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv
@@ -96,7 +96,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             meta = {"config": config.model_dump(mode="json"), "versions": checkpoint.versions()}
             checkpoint.save(out / runs.CHECKPOINTS, step, state, meta, keep=config.checkpoint.keep)
 
-        interrupted = stack.enter_context(_signals())
+        interrupted = stack.enter_context(collected(signal.SIGINT, signal.SIGTERM))
         clock = time.monotonic()
         logged, evaluation, faults = step, None, 0
         while step < config.steps and not interrupted:
@@ -232,24 +232,3 @@ def _logger(config: RunConfig, out: Path, spec: Spec, resume_at: int | None) -> 
         tasks=[task.name for task in spec.tasks],
         resume_at=resume_at,
     )
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying from them; a second one interrupts at once."""
-    received: list[int] = []
-
-    def handle(number: int, _: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may set handlers
-        return
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

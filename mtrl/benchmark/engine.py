@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from mtrl.benchmark.attempt import Attempt, BenchmarkError, Outcome, finished, f
 from mtrl.benchmark.progress import Board
 from mtrl.benchmark.spec import Job, Spec, dump_spec, plan
 from mtrl.files import write_text
+from mtrl.signals import collected
 
 SPEC, GRID_LOCK = "spec.yaml", "grid.lock"
 _PAUSE = 0.1  # seconds between looks at the running processes
@@ -79,7 +79,7 @@ def run_grid(spec: Spec, root: Path, engine: Engine, board: Board, *, resume: bo
     for job in jobs:
         _same_config(root, job)
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(root), _signals() as interrupted:
+    with _alone(root), collected(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as interrupted:
         write_text(root / SPEC, dump_spec(spec))
         for job in jobs:
             write_config(job, root)
@@ -193,24 +193,3 @@ def _alone(root: Path) -> Iterator[None]:
         except BlockingIOError:
             raise BenchmarkError(f"another process runs the grid in {root}: wait for it or stop it") from None
         yield
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM and SIGHUP instead of dying from them; a second one interrupts at once."""
-    received: list[int] = []
-
-    def handle(number: int, _: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may set handlers
-        return
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
