@@ -74,7 +74,8 @@ class Sampled:
                 raise UnknownNameError("task in sampler.weights", name, names)
         self.config, self._spec, self._seed = config, spec, seed
         kinds = [(task.group, task.agents) for task in spec.tasks]
-        self._allowed = [np.array([kind == kinds[home] for kind in kinds]) for home in slot_tasks]
+        self._rivals = np.array([[one == other for one in kinds] for other in kinds])  # [T, T]: may share a slot
+        self._home = tuple(slot_tasks)
         self._rng = np.random.default_rng(np.random.SeedSequence((seed, 0x5A3)))
         self._fixed = np.array([config.weights.get(name, 1.0) for name in names])
         tasks = len(names)
@@ -87,11 +88,11 @@ class Sampled:
         self._interval = np.zeros((2, tasks))  # successes and episodes since the last estimate
         self._gain = np.zeros(tasks)  # exp3's log weights
         # exp3: the probability with which each task was last drawn
-        self._odds = np.array([1 / self._allowed_with(task).sum() for task in range(tasks)])
+        self._odds = 1 / self._rivals.sum(axis=1)
 
     def assign(self, slot: int, index: int) -> Assignment:
         """Draw the slot's ``index``-th episode."""
-        allowed = self._allowed[slot]
+        allowed = self._rivals[self._home[slot]]
         probs = self.probs(allowed)
         unseen = allowed & (self.drawn < self.config.warmup)
         if self.config.kind == "round_robin" or unseen.any():
@@ -125,7 +126,7 @@ class Sampled:
         self._success[task] += rate * (success - self._success[task])
         self._score[task] += rate * (score - before)
         if self.config.kind == "exp3" and self._played[task] > 1:
-            tasks = int(self._allowed_with(task).sum())
+            tasks = int(self._rivals[task].sum())
             self._gain[task] += self.config.floor * abs(self._score[task] - before) / self._odds[task] / tasks
         self._interval[:, task] += success, 1
         if self._interval[1].sum() >= self.config.interval:
@@ -136,7 +137,7 @@ class Sampled:
         """Each task's present probability among those it competes with, and the episodes scheduled so far."""
         found: dict[str, float] = {}
         for task, info in enumerate(self._spec.tasks):
-            found[f"sampler/{info.name}_prob"] = float(self.probs(self._allowed_with(task))[task])
+            found[f"sampler/{info.name}_prob"] = float(self.probs(self._rivals[task])[task])
             found[f"sampler/{info.name}_episodes"] = float(self.drawn[task])
         return found
 
@@ -155,10 +156,6 @@ class Sampled:
         own = ("drawn", "_last", "_played", "_success", "_score", "_interval", "_gain", "_odds")
         found = {name.strip("_"): getattr(self, name) for name in own}
         return found | {f"progress_{name}": getattr(self._progress, name) for name in Progress.ARRAYS}
-
-    def _allowed_with(self, task: int) -> Array:
-        kinds = [(info.group, info.agents) for info in self._spec.tasks]
-        return np.array([kind == kinds[task] for kind in kinds])
 
     def _weights(self, allowed: Array) -> Array:
         kind, p = self.config.kind, self._success
