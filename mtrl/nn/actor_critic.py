@@ -31,6 +31,14 @@ class Rows(NamedTuple):
     task: Tensor
     first: Tensor
 
+    def spans(self) -> dict[str, slice]:
+        """Each group's columns in ``task`` and ``first``."""
+        found, start = {}, 0
+        for group, leaves in self.leaves.items():
+            found[group] = slice(start, start + next(iter(leaves.values())).shape[1])
+            start = found[group].stop
+        return found
+
 
 class Folded(NamedTuple):
     """Rows without repetitions, as one step of u rows sorted by task within each group, and the place [t, n] of every
@@ -49,19 +57,17 @@ def fold(rows: Rows) -> Folded | None:
     leaves: dict[str, dict[str, Tensor]] = {}
     tasks: list[Tensor] = []
     places: list[Tensor] = []
-    start = total = 0
-    folded = False
-    for group, own in rows.leaves.items():
-        stop = start + next(iter(own.values())).shape[1]
-        task = rows.task[:, start:stop]
-        flat = {leaf: x.flatten(0, 1) for leaf, x in own.items()}
+    total, folded = 0, False
+    for group, span in rows.spans().items():
+        task = rows.task[:, span]
+        flat = {leaf: x.flatten(0, 1) for leaf, x in rows.leaves[group].items()}
         found = _distinct(flat, task.flatten())
         folded |= found is not None
         picked, place = found or (slice(None), torch.arange(task.numel(), device=task.device))
         leaves[group] = {leaf: x[picked][None] for leaf, x in flat.items()}
         tasks.append(task.flatten()[picked])
         places.append((place + total).view(task.shape))
-        start, total = stop, total + len(tasks[-1])
+        total += len(tasks[-1])
     if not folded:
         return None
     task = torch.cat(tasks)[None]
@@ -147,13 +153,11 @@ class PolicyNet(nn.Module):
         """Per group the distributions of its t * n_g actions; then what the body returned."""
         features, state = self.body(rows, state)
         found: dict[str, Distribution] = {}
-        start = 0
-        for group, leaves in rows.leaves.items():
-            stop = start + next(iter(leaves.values())).shape[1]
+        for group, span in rows.spans().items():
+            leaves = rows.leaves[group]
             legal = leaves["legal"].flatten(0, 1) if "legal" in leaves else None
-            part = features[:, start:stop].flatten(0, 1)
-            found[group] = self.heads[group](part, rows.task[:, start:stop].flatten(), legal)
-            start = stop
+            part = features[:, span].flatten(0, 1)
+            found[group] = self.heads[group](part, rows.task[:, span].flatten(), legal)
         return found, (features, state)
 
     def to_env(self, group: str, action: Tensor) -> Tensor:
@@ -192,9 +196,7 @@ def evaluate(
     value = critic(features, unique)
     if found is None:
         return policies, value
-    start = total = 0
-    for group, leaves in rows.leaves.items():
-        stop = start + next(iter(leaves.values())).shape[1]
-        policies[group] = policies[group].take(found.place[:, start:stop].flatten() - total)
-        start, total = stop, total + next(iter(unique.leaves[group].values())).shape[1]
+    places = unique.spans()
+    for group, span in rows.spans().items():
+        policies[group] = policies[group].take(found.place[:, span].flatten() - places[group].start)
     return policies, value[0][found.place]
