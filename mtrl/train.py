@@ -98,7 +98,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
 
         interrupted = stack.enter_context(collected(signal.SIGINT, signal.SIGTERM))
         clock = time.monotonic()
-        logged, evaluation, faults = step, None, 0
+        logged, evaluation, faults, slots = step, None, 0, sum(copies)
         while step < config.steps and not interrupted:
             decision = actor(envs.obs)
             envs.step_async(decision.action)
@@ -108,10 +108,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
                 raise FloatingPointError(f"{error}, at environment step {step}; {_last_good(out)}") from error
             transition, _ = envs.step_wait(decision)
             agent.observe(transition)
-            for fault in envs.faults[faults:]:
+            for fault in (new := envs.faults[faults:]):
                 logger.notice(f"replaced a worker: {fault.splitlines()[0]}")
-            faults = len(envs.faults)
-            before, step = step, step + sum(copies)
+            faults += len(new)
+            before, step = step, step + slots
             for episode in envs.episodes:
                 monitor.episode(episode)
                 if sampler is not None:

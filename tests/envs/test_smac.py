@@ -22,6 +22,7 @@ from mtrl.registry import UnknownNameError
 from mtrl.spaces import make_spec
 from mtrl.testing import check_suite
 from mtrl.vector import MultiTaskVectorEnv
+from mtrl.vector.env import InProcess
 from mtrl_envs.smac import SMAC, Rules, build, kernels
 from mtrl_envs.smac.battle import Battles
 from mtrl_envs.smac.render import TEAMS, view
@@ -456,6 +457,9 @@ def test_batched_in_a_vector_as_one_by_one(workers: int) -> None:
         plain.reset()
         batched.reset()
         assert_same(list(batched.obs), list(plain.obs))
+        if isinstance(batched._backend, InProcess):
+            lanes = batched._backend._runner._lanes.values()
+            assert sorted(len(each.slots) for each in lanes) == [3, 3, 6]  # 2s3z and 5m share one
         seen = drive(plain, 120)
         assert_same(drive(batched, 120), seen)
         assert_same(batched.state_dict(), plain.state_dict())
