@@ -51,7 +51,7 @@ class Task:
             environment. Saves one build per task at start; ``check_suite`` compares it with the real ones.
         protocol: what a result must name to be comparable (package version, reward version, goal mode, ...).
         batch: makes a ``Batch`` that steps so many slots of the given tasks at once, with the same numbers as the
-            environments of ``build``; None if there is none. Tasks with the same ``batch`` share one.
+            environments of ``build``; None if there is none. Tasks whose ``batch`` is equal share one.
     """
 
     name: str

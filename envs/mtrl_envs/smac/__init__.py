@@ -14,6 +14,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,16 @@ def build(name: str, rules: Rules = Rules(), render_mode: str | None = None) -> 
     with _extra():
         from mtrl_envs.smac.env import BattleEnv
     return BattleEnv(parse(name), rules, render_mode=render_mode)
+
+
+@dataclass(frozen=True)
+class BattleMaker:
+    """``Task.batch`` of all maps with these rules; equal by value, so that tasks of several suites share a batch."""
+
+    rules: Rules
+
+    def __call__(self, tasks: Sequence[Task], slots: int) -> Battles:
+        return SMAC(self.rules).batch(tasks, slots)
 
 
 class SMAC:
@@ -105,7 +116,7 @@ class SMAC:
             score_source=_MEASURED if measured else "bounds of the return: nobody hurt, every enemy dead",
             agents=len(scenario.allies),
             protocol={"rules": VERSION, "map": scenario.name} | {k: str(v) for k, v in self.rules._asdict().items()},
-            batch=self.batch,
+            batch=BattleMaker(self.rules),
         )
 
 
