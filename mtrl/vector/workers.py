@@ -19,6 +19,7 @@ import json
 import mmap
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -50,6 +51,7 @@ _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
 )
 _CLOSE_SECONDS = 5.0  # that workers get to close their environments before they are killed
+_LONGEST = 2**31 - 1  # milliseconds that poll can wait
 _RETRIES = 3  # in a row, of one step: what fails more often than that is no accident
 _PAUSE = 0.1  # seconds before the first retry; each further one waits twice as long
 _MOST_FAULTS = 1000  # in a vector's life
@@ -61,9 +63,20 @@ class _Link(NamedTuple):
 
     reader: Connection
     writer: Connection
+    poller: select.poll  # of the reader; made once, since ``Connection.poll`` makes a new one at every step
+
+    @classmethod
+    def of(cls, reader: Connection, writer: Connection) -> _Link:
+        poller = select.poll()
+        poller.register(reader.fileno(), select.POLLIN)
+        return cls(reader, writer, poller)
 
     def put(self, byte: bytes) -> None:
         os.write(self.writer.fileno(), byte)
+
+    def ready(self, seconds: float) -> bool:
+        """Whether there is something to read, or an end, within this time."""
+        return bool(self.poller.poll(min(int(seconds * 1000), _LONGEST)))
 
     def get(self) -> bytes:
         """The next byte; empty if the other side is gone."""
@@ -157,7 +170,7 @@ class Workers:
             command += [str(value) for value in (*inherited, os.getpid(), worker)]
             environment = {**os.environ, **_ONE_THREAD}
             process = subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL, env=environment)
-        return _Link(answer, order), process
+        return _Link.of(answer, order), process
 
     def _brief(self, worker: int) -> None:
         with contextlib.suppress(BrokenPipeError):  # a worker that died already: its first answer tells
@@ -214,7 +227,7 @@ class Workers:
             EnvironmentFailedError: the worker raised, is gone, or has taken too long.
         """
         link = self._links[worker]
-        if not link.reader.poll(self._patience * steps):
+        if not link.ready(self._patience * steps):
             raise self._died(worker, f"did not answer for {self._patience * steps:g} s")
         try:
             answer = link.get()
@@ -295,7 +308,7 @@ def main(memory: int, orders: int, answers: int, parent: int, number: int) -> No
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    link = _Link(Connection(orders, writable=False), Connection(answers, readable=False))
+    link = _Link.of(Connection(orders, writable=False), Connection(answers, readable=False))
     try:
         program: Program = link.reader.recv()
         buffers = Buffers(program, lambda size: mmap.mmap(memory, size))
