@@ -47,7 +47,7 @@ def _friendly() -> Iterator[None]:
     from mtrl.runs import RunError
     from mtrl.spaces import SpaceError
 
-    mistakes = (BenchmarkError, ConfigError, RunError, SpaceError, registry.UnknownNameError)
+    mistakes = (BenchmarkError, ConfigError, RunError, SpaceError, registry.MixError, registry.UnknownNameError)
     known = (*mistakes, CheckpointError, FloatingPointError)
     try:
         yield
@@ -61,7 +61,9 @@ def train(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [key=value ...]", help="config file and overrides")
     ] = None,
-    suite: Annotated[str | None, typer.Option(help="'suite/group' parts joined by '+', as in minigrid/mt3")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="'suite/group' parts joined by '+', each with '*N' for N copies of its tasks")
+    ] = None,
     agent: Annotated[str | None, typer.Option(help="see: mtrl list agents")] = None,
     steps: Annotated[int | None, typer.Option(help="environment steps over all tasks")] = None,
     seed: Annotated[int | None, typer.Option(help="decides everything random")] = None,
@@ -89,7 +91,7 @@ def train(
             path = Path(files[0]) if files else None
             config = load_config(path, overrides, suite=suite, agent=agent, steps=steps, seed=seed)
             name = f"{config.agent['kind']}-{config.suite}-{config.seed}"
-            folder = out or Path("runs") / name.replace("/", "_").replace("+", "_").replace(":", "_")
+            folder = out or Path("runs") / name.replace("/", "_").replace("+", "_").replace(":", "_").replace("*", "x")
         if config.eval.video:
             _choose_gl()
         summary = run(config, folder, resume=resume is not None)
@@ -292,13 +294,13 @@ def list_(
             if suite is None:
                 raise registry.UnknownNameError("suite", "", registry.names(registry.SUITES), "as in: list tasks x/y")
             table.add_column("task", no_wrap=True)
-            for column in ("horizon", "rows", "score 0 .. 1"):
+            for column in ("copies", "horizon", "rows", "score 0 .. 1"):
                 table.add_column(column, justify="right")
-            found = registry.tasks(suite)
-            for task in found:
+            found = registry.mix(suite)
+            for task, copies in zip(found.tasks, found.copies, strict=True):
                 scale = f"{task.score[0]:g} .. {task.score[1]:g}"
-                table.add_row(task.name, str(task.horizon), str(task.agents), scale)
-            sources = dict.fromkeys(task.score_source for task in found if task.score_source)
+                table.add_row(task.name, str(copies), str(task.horizon), str(task.agents), scale)
+            sources = dict.fromkeys(task.score_source for task in found.tasks if task.score_source)
             table.caption = "\n".join(f"score: {source}" for source in sources)
             table.caption_justify = "left"
         console.print(table)
@@ -306,18 +308,20 @@ def list_(
 
 @app.command()
 def check(
-    name: Annotated[str, typer.Argument(help="'suite/group', also 'module:Attr/group'")],
+    name: Annotated[str, typer.Argument(help="'suite/group', also 'module:Attr/group'; or a mix of them")],
     full: Annotated[bool, typer.Option("--full", help="whole episodes and more seeds")] = False,
 ) -> None:
     """Check a suite against the contract and say exactly what is wrong."""
     from mtrl.testing import check_suite
 
     with _friendly():
-        source, _, group = name.partition("/")
-        found = registry.suite(source)
-        report = check_suite(found, group or found.groups[0], full=full)
-    console.print(str(report), markup=False, highlight=False)
-    raise typer.Exit(0 if report.ok else 1)
+        reports = []
+        for part in registry.parts(name):
+            found = registry.suite(part.suite)
+            reports.append(check_suite(found, part.group or found.groups[0], full=full))
+    for report in reports:
+        console.print(str(report), markup=False, highlight=False)
+    raise typer.Exit(0 if all(report.ok for report in reports) else 1)
 
 
 @app.command()
