@@ -20,7 +20,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 LAYERS = (
     ("types", "files", "signals"),
     ("spaces", "registry"),
-    ("vector", "nn", "rollout", "replay"),
+    ("vector", "nn", "rollout", "replay", "levels"),
     ("sampler",),
     ("checkpoint", "config", "doctor", "evaluate", "log", "monitor", "runs", "sinks", "terminal", "testing", "video"),
     ("train",),

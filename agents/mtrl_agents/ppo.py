@@ -106,6 +106,7 @@ class PPO:
         # Running moments rather than each rollout's own: while a sparse reward is not found, a rollout's advantages
         # are the critic's errors and nothing else, and brought to deviation 1 they would drive the policy.
         self.spread = TaskMoments(len(spec.tasks), decay=config.advantage_decay, floor=1e-12)
+        self.errors: Array | None = None  # sizes of the last rollout's value errors, for samplers
         self.critic_memory: Tensor | None = None  # the critic's own memory where the rollout starts, [n, H]
         self.updates = 0
 
@@ -206,6 +207,7 @@ class PPO:
             roll.reward, value, next_value, roll.terminated, roll.truncated, gamma=config.gamma, lam=config.lam
         )
         returns = advantage + value
+        self.errors = np.where(roll.valid, np.abs(advantage), np.nan)
         metrics = explained_variance(returns, value, roll, [task.name for task in self.spec.tasks])
         if config.normalize_value:
             before = self.moments.mean, self.moments.std
@@ -323,11 +325,8 @@ class PPO:
                 self._guard(f"{name} loss", *(x.detach().cpu().numpy() for x in (each, task, valid)))
         seen: dict[str, float] = {}
         if look:
-            seen = inspect(
-                self.nets,
-                lambda: evaluate(self.policy, self.critic, rows, batch.memory),
-                [task.name for task in self.spec.tasks],
-            )
+            names = [task.name for task in self.spec.tasks]
+            seen = inspect(self.nets, lambda: evaluate(self.policy, self.critic, rows, batch.memory), names)
             seen |= conflict_metrics("policy", (-gain - config.entropy * entropy)[valid], task[valid], self.policy)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
