@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.types import Array, Obs, Spec, Step
+from mtrl.types import Array, Leaves, Spec, Step
 
 
 def gae(
@@ -90,12 +90,14 @@ class Rollout:
         leaves: {group: {leaf: [length, n_g, ...]}}, the observations.
         extras: {name: [length, n, ...]}, what the actor left with its decisions.
         action: {group: [length, n_g, ...]}, what was sent to the environment.
-        reward, terminated, truncated, task, first, valid: [length, n]. A row's death inside a living team counts as
-            termination of that row. ``valid`` is false where a row was inactive or dead: learn nothing from it.
+        reward, terminated, truncated, task, first, valid: [length, n]. ``valid`` is false where a row was inactive or
+            dead: learn nothing from it; its death inside a living team counts as termination of that row. Where a team
+            shares its reward, the dead stay valid instead, and their returns go on.
     """
 
     def __init__(self, spec: Spec, length: int) -> None:
         self.spec, self.length = spec, length
+        self._shared = np.array([task.shared_reward for task in spec.tasks])
         self.size = 0
         self.rows: dict[str, slice] = {}
         self.leaves: dict[str, dict[str, Array]] = {}
@@ -107,6 +109,11 @@ class Rollout:
     def full(self) -> bool:
         """Whether it is time to learn."""
         return self.size == self.length
+
+    @property
+    def acting(self) -> Array:
+        """[length, n] bool: valid and alive. The dead choose nothing: they teach a critic, but no policy."""
+        return self.valid & self._alive(self.leaves, self.valid.shape)
 
     def add(self, step: Step) -> None:
         """Store one step of every row.
@@ -121,9 +128,10 @@ class Rollout:
         if not self.rows:
             self._allocate(step)
         t = self.size
-        alive, next_alive = self._alive(step.obs), self._alive(step.next)
-        self.valid[t] = step.active & alive
-        self.terminated[t] = step.terminated | (alive & ~next_alive)
+        alive, next_alive = (self._alive(obs.leaves, obs.task.shape) for obs in (step.obs, step.next))
+        stays = self._shared[step.obs.task]
+        self.valid[t] = step.active & (alive | stays)
+        self.terminated[t] = step.terminated | (alive & ~next_alive & ~stays)
         self.truncated[t] = step.truncated & ~self.terminated[t]
         self.reward[t], self.task[t], self.first[t] = step.reward, step.obs.task, step.obs.first
         for group, rows in self.leaves.items():
@@ -209,11 +217,12 @@ class Rollout:
         self.task = np.zeros(shape, np.int64)
         self.terminated, self.truncated, self.first, self.valid = (np.zeros(shape, bool) for _ in range(4))
 
-    def _alive(self, obs: Obs) -> Array:
-        alive = np.ones(len(obs.task), bool)
+    def _alive(self, leaves: Mapping[str, Leaves], shape: tuple[int, ...]) -> Array:
+        """``shape`` [..., n] bool, from leaves [..., n_g, *]."""
+        alive = np.ones(shape, bool)
         for group, rows in self.rows.items():
-            if "alive" in obs.leaves[group]:
-                alive[rows] = obs.leaves[group]["alive"]
+            if "alive" in leaves[group]:
+                alive[..., rows] = leaves[group]["alive"]
         return alive
 
     def _like(self, array: Array) -> Array:
@@ -247,7 +256,7 @@ class Items:
     Args:
         roll: a full rollout.
         steps: length of an item; divides the rollout's.
-        columns: {name: [length, n]}, what to learn from; ``task``, ``first`` and ``valid`` are added.
+        columns: {name: [length, n]}, what to learn from; ``task``, ``first``, ``valid`` and ``acting`` are added.
         action: {group: [length, n_g, ...]}, as the policy's distribution knows them.
         memory: {name: [length, n, H]}, memories before each step; may be empty.
         device: where minibatches live.
@@ -264,7 +273,8 @@ class Items:
         device: torch.device,
     ) -> None:
         self.steps, self.device = steps, device
-        columns = {**columns, "task": roll.task, "first": roll.first, "valid": roll.valid}
+        added = {"task": roll.task, "first": roll.first, "valid": roll.valid, "acting": roll.acting}
+        columns = {**columns, **added}
         self._columns = {name: self._cut(array) for name, array in columns.items()}
         self._leaves = {g: {leaf: self._cut(x) for leaf, x in own.items()} for g, own in roll.leaves.items()}
         self._action = {group: self._cut(array) for group, array in action.items()}

@@ -212,7 +212,7 @@ def make_spec(tasks: Sequence[Task], codecs: Sequence[Codec] | None = None) -> S
         for i in indices:
             home[i] = name
     infos = tuple(
-        TaskInfo(task.name, group, task.horizon, task.score, task.agents)
+        TaskInfo(task.name, group, task.horizon, task.score, task.agents, task.shared_reward)
         for task, group in zip(tasks, home, strict=True)
     )
     return Spec(infos, tuple(groups))

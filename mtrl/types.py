@@ -19,7 +19,8 @@ from gymnasium.spaces import Box, Discrete
 Array = np.ndarray
 Leaves = Mapping[str, Array]
 """One group's observation: ``vector`` [n_g, d] float32, ``image`` [n_g, c, h, w] uint8, ``tokens`` [n_g, l] int32,
-``state`` [n_g, s] float32 (a team's global state), ``legal`` [n_g, A] bool (legal actions), ``alive`` [n_g] bool."""
+``state`` [n_g, s] float32 (a team's global state), ``legal`` [n_g, A] bool (legal actions), ``alive`` [n_g] bool
+(false for a team's dead; see ``Task.shared_reward``)."""
 
 LEAF_NAMES = ("vector", "image", "tokens", "state", "legal", "alive")
 
@@ -47,6 +48,8 @@ class Task:
         score: raw returns that count as normalised score 0 (a random policy) and 1 (the reference).
         score_source: where the two numbers come from.
         agents: rows that this task fills; more than one means that ``build`` makes a ``ParallelEnv``.
+        shared_reward: a team's rows are paid alike to the end, the dead as well: death (``alive`` false) takes a row's
+            actions but not its return. Otherwise death terminates the row.
         spaces: (observation space, action space) of one row, if the suite knows them without building an
             environment. Saves one build per task at start; ``check_suite`` compares it with the real ones.
         protocol: what a result must name to be comparable (package version, reward version, goal mode, ...).
@@ -60,6 +63,7 @@ class Task:
     score: tuple[float, float] = (0.0, 1.0)
     score_source: str = ""
     agents: int = 1
+    shared_reward: bool = False
     spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None
     protocol: Mapping[str, str] = field(default_factory=dict)
     batch: Callable[[Sequence[Task], int], Batch] | None = None
@@ -98,8 +102,8 @@ class Batch(Protocol):
     def leaves(self) -> Mapping[str, Array]:
         """Present observations, [S, agents, ...] for every leaf; may be overwritten later.
 
-        Teams may leave ``alive`` out if nobody leaves before the end; otherwise rows of the dead hold zeros, and
-        action 0 as the only legal one.
+        Teams may leave ``alive`` out if nobody dies before the end; otherwise rows of the dead hold zeros, and one
+        legal action (0, if they have left).
         """
         ...
 
@@ -143,6 +147,7 @@ class TaskInfo:
     horizon: int
     score: tuple[float, float] = (0.0, 1.0)
     agents: int = 1
+    shared_reward: bool = False
 
 
 @dataclass(frozen=True)

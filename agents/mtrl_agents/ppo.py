@@ -194,7 +194,7 @@ class PPO:
 
     def _prepare(self) -> tuple[Items, dict[str, float]]:
         """Values and advantages of the whole rollout, in one pass of the critic, then cut into items to draw from."""
-        roll, config = self.rollout, self.config
+        roll, config, acting = self.rollout, self.config, self.rollout.acting
         value, critic_state = self._rollout_values()
         next_value = np.zeros_like(value)
         next_value[:-1] = value[1:]
@@ -216,7 +216,7 @@ class PPO:
                 after = self.moments.mean, self.moments.std
                 preserve_outputs_(self.critic.head.net.layers[-1], before, after)
         if config.normalize_advantage:
-            self.spread.update(advantage[roll.valid], roll.task[roll.valid])
+            self.spread.update(advantage[acting], roll.task[acting])
             advantage = self.spread.normalize(advantage, roll.task)
         columns = {
             "advantage": advantage.astype(np.float32),
@@ -302,32 +302,37 @@ class PPO:
     ) -> dict[str, float]:
         """One gradient step of actor, critic or both on one minibatch [t, m]; ``look``: and a look inside."""
         config, column = self.config, batch.columns
-        task, valid, advantage = column["task"], column["valid"], column["advantage"]
+        task, valid, acting, advantage = (column[name] for name in ("task", "valid", "acting", "advantage"))
         rows = Rows(batch.leaves, task, column["first"])
         policies, value = evaluate(self.policy, self.critic, rows, batch.memory)
         pairs = [(policy, batch.action[group]) for group, policy in policies.items()]
         log_prob = torch.cat([policy.log_prob(a.flatten(0, 1)).view(a.shape[:2]) for policy, a in pairs], 1)
         entropy = torch.cat([policy.entropy().view(a.shape[:2]) for policy, a in pairs], 1)
 
-        weight = task_weights(task, valid, len(self.spec.tasks))
-        log_ratio = (log_prob - column["log_prob"]).masked_fill(~valid, 0.0)
+        # The dead of a team are paid, so the critic learns from their rows; the policy has nothing to choose there.
+        weight, every = (task_weights(task, rows, len(self.spec.tasks)) for rows in (acting, valid))
+        log_ratio = (log_prob - column["log_prob"]).masked_fill(~acting, 0.0)
         ratio = log_ratio.exp()
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage)
         error = (value - column["target"]).square()
         if config.value_clip is not None:
             change = (value - column["old_value"]).clamp(-config.value_clip, config.value_clip)
             error = torch.maximum(error, (column["old_value"] + change - column["target"]).square())
-        losses = {"policy": -gain, "value": error, "entropy": entropy}
-        policy, fit, bonus = ((loss.masked_fill(~valid, 0.0) * weight).sum() for loss in losses.values())
+        losses = {
+            "policy": (-gain, acting, weight),
+            "value": (error, valid, every),
+            "entropy": (entropy, acting, weight),
+        }
+        policy, fit, bonus = ((loss.masked_fill(~own, 0.0) * w).sum() for loss, own, w in losses.values())
         loss = torch.stack([*[policy - config.entropy * bonus] * actor, *[config.value_weight * fit] * critic]).sum()
         if not torch.isfinite(loss):
-            for name, each in losses.items():
-                self._guard(f"{name} loss", *(x.detach().cpu().numpy() for x in (each, task, valid)))
+            for name, (each, own, _) in losses.items():
+                self._guard(f"{name} loss", *(x.detach().cpu().numpy() for x in (each, task, own)))
         seen: dict[str, float] = {}
         if look:
             names = [task.name for task in self.spec.tasks]
             seen = inspect(self.nets, lambda: evaluate(self.policy, self.critic, rows, batch.memory), names)
-            seen |= conflict_metrics("policy", (-gain - config.entropy * entropy)[valid], task[valid], self.policy)
+            seen |= conflict_metrics("policy", (-gain - config.entropy * entropy)[acting], task[acting], self.policy)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = config.max_grad_norm or float("inf")

@@ -160,8 +160,9 @@ class _Team:
     """A PettingZoo ``ParallelEnv`` behind the same interface; row i is ``possible_agents[i]``.
 
     The episode ends for all rows together, when no agent is left; it counts as terminated if the last ones died, as
-    truncated if some were merely stopped. A dead agent's row has ``alive`` false and is
-    otherwise blank (see ``blank``); its reward is 0 and its action is not sent.
+    truncated if some were merely stopped. The row of an agent that left has ``alive`` false and is otherwise blank (see
+    ``blank``); its reward is 0 and its action is not sent. An agent that is dead but stays says so by a false
+    ``info["alive"]``, and has all else.
     """
 
     def __init__(self, env: Any, codec: Codec) -> None:
@@ -195,8 +196,9 @@ class _Team:
         blank(leaves, local)
         for row, agent in enumerate(self._agents, local.start):
             if agent in self._alive:
-                leaves["alive"][row] = True
-                self._codec.write(self._obs[agent], self._infos.get(agent, {}), leaves, row)
+                info = self._infos.get(agent, {})
+                leaves["alive"][row] = info.get("alive", True)
+                self._codec.write(self._obs[agent], info, leaves, row)
         if self._has_state:
             leaves["state"][local] = np.ravel(self.env.state())
 

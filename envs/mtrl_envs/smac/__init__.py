@@ -115,6 +115,7 @@ class SMAC:
             score=(measured["random"], measured["scripted"]) if measured else (0.0, 2.0),
             score_source=_MEASURED if measured else "bounds of the return: nobody hurt, every enemy dead",
             agents=len(scenario.allies),
+            shared_reward=True,
             protocol={"rules": VERSION, "map": scenario.name} | {k: str(v) for k, v in self.rules._asdict().items()},
             batch=BattleMaker(self.rules),
         )

@@ -130,7 +130,8 @@ class Battles:
     def leaves(self) -> dict[str, Array]:
         """Observations as mtrl wants them of a team, [B, n_allies, ...]; views of what the next call overwrites."""
         shape = (self.size, self.n_allies, self.state.shape[1])
-        return {"vector": self.obs, "legal": self.legal, "state": np.broadcast_to(self.state[:, None], shape)}
+        state = np.broadcast_to(self.state[:, None], shape)
+        return {"vector": self.obs, "legal": self.legal, "state": state, "alive": self.alive}
 
     def close(self) -> None:
         """Nothing is held open."""
