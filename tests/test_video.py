@@ -70,8 +70,10 @@ def test_a_failing_encoder_says_so(tmp_path, monkeypatch):
     ("name", "frames", "message"),
     [
         ("x.mp4", np.zeros((2, 8, 8, 3)), "float64"),
-        ("x.mp4", np.zeros((2, 8, 8), np.uint8), r"\(2, 8, 8\)"),
-        ("x.mp4", np.zeros((0, 8, 8, 3), np.uint8), "t >= 1"),
+        ("x.mp4", np.zeros((2, 8, 8), np.uint8), r"frame 0 must be .*, got \(8, 8\)"),
+        ("x.mp4", np.zeros((0, 8, 8, 3), np.uint8), "no frames"),
+        ("x.gif", np.zeros((0, 8, 8, 3), np.uint8), "no frames"),
+        ("x.mp4", [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)], r"frame 1 has shape \(8, 9, 3\)"),
         ("x.avi", np.zeros((2, 8, 8, 3), np.uint8), r"cannot write \.avi; use \.mp4 or \.gif"),
     ],
 )
@@ -107,5 +109,5 @@ def test_tile_scales_and_labels():
     half = out.shape[2] // 2
     assert lit[:18, :half].any()
     assert not lit[:18, half:].any()
-    with pytest.raises(ValueError, match="1 episodes and 2 labels"):
+    with pytest.raises(ValueError, match="1 pictures and 2 labels"):
         tile([ramp(1, 8, 8)], ["a", "b"])
