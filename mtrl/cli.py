@@ -1,4 +1,4 @@
-"""The command line: ``mtrl train | evaluate | benchmark | results | report | list | check | doctor | export``.
+"""The command line: ``mtrl train | evaluate | watch | benchmark | results | report | list | check | doctor | export``.
 
 Every command is a few lines over the public functions; ``scripts/`` holds the same as plain scripts.
 """
@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ from mtrl import registry
 
 if TYPE_CHECKING:
     from mtrl.evaluate import Evaluation
+    from mtrl.watch import Reel
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,8 +47,10 @@ def _friendly() -> Iterator[None]:
     from mtrl.config import ConfigError
     from mtrl.runs import RunError
     from mtrl.spaces import SpaceError
+    from mtrl.vector import RenderError
+    from mtrl.watch import WatchError
 
-    mistakes = (BenchmarkError, ConfigError, RunError, SpaceError, registry.UnknownNameError)
+    mistakes = (BenchmarkError, ConfigError, RenderError, RunError, SpaceError, WatchError, registry.UnknownNameError)
     known = (*mistakes, CheckpointError, FloatingPointError)
     try:
         yield
@@ -89,7 +92,7 @@ def train(
             path = Path(files[0]) if files else None
             config = load_config(path, overrides, suite=suite, agent=agent, steps=steps, seed=seed)
             name = f"{config.agent['kind']}-{config.suite}-{config.seed}"
-            folder = out or Path("runs") / name.replace("/", "_").replace("+", "_").replace(":", "_")
+            folder = out or Path("runs") / _plain(name)
         if config.eval.video:
             _choose_gl()
         summary = run(config, folder, resume=resume is not None)
@@ -138,6 +141,55 @@ def evaluate(
 
             for path in record(found, run / runs.VIDEOS, step=policy.step):
                 Console(stderr=True).print(f"wrote {path}")
+
+
+@app.command()
+def watch(
+    run: Annotated[Path | None, typer.Argument(help="folder of a run or of an exported policy")] = None,
+    suite: Annotated[str | None, typer.Option(help="instead of a run: tasks for an untrained agent")] = None,
+    agent: Annotated[str, typer.Option(help="the untrained agent")] = "random",
+    training: Annotated[str | None, typer.Option(help="training episodes of the run: best, worst or last")] = None,
+    pick: Annotated[str, typer.Option(help="of the episodes played: all, best, worst or last")] = "all",
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="per task; default: 1, and with --pick as many as an evaluation has")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="only these, as in reach-v3,minigrid/LavaGapS7")] = "",
+    seed: Annotated[int | None, typer.Option(help="evaluation seed; default: the run's")] = None,
+    step: Annotated[int | None, typer.Option(help="checkpoint; default: the newest")] = None,
+    sampled: Annotated[bool, typer.Option("--sampled", help="sample actions instead of taking the mode")] = False,
+    out: Annotated[Path | None, typer.Option(help=".mp4 or .gif; default: in the run's folder, or in videos/")] = None,
+    fps: Annotated[float, typer.Option(min=1, max=120, help="pictures per second")] = 15,
+    height: Annotated[int, typer.Option(min=32, max=1080, help="pixels of a task's picture")] = 224,
+    max_frames: Annotated[int, typer.Option(min=2, help="pictures per episode; a longer one is shown faster")] = 300,
+) -> None:
+    """Write one video of several tasks at once: seeded episodes of an agent, or episodes of its training."""
+    from rich.progress import Progress
+
+    from mtrl import watch as films
+    from mtrl.config import ConfigError, load_config
+
+    with _friendly():
+        if (run is None) == (suite is None):
+            raise ConfigError("name the folder of a run, or tasks for an untrained agent with --suite: one of the two")
+        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        label = (f"training-{training}" if training else pick) + ("-sampled" if sampled else "")
+        folder, name = (run / "watch", label) if run else (Path("videos"), f"{agent}-{suite}-{label}")
+        path = out or folder / f"{_plain(name)}.mp4"
+        films.check_format(path)
+        _choose_gl()
+        if training is None:
+            options: dict[str, Any] = {"episodes": episodes, "seed": seed, "step": step, "explore": sampled}
+            reels = films.played(run or load_config(suite=suite, agent=agent), pick, names, **options)
+        elif run is None or sampled or pick != "all" or (episodes, seed, step) != (None, None, None):
+            raise ConfigError("--training shows what a run has recorded: of the options, only --tasks chooses from it")
+        else:
+            reels = films.training(run, training, names)
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            drawing = bar.add_task("drawing")
+            settings: dict[str, Any] = {"fps": fps, "height": height, "max_frames": max_frames}
+            films.film(reels, path, **settings, progress=lambda n, of: bar.update(drawing, completed=n, total=of))
+    console.print(_shown(reels))
+    console.print(f"wrote {path}", soft_wrap=True)
 
 
 @app.command()
@@ -339,6 +391,22 @@ def export(
 
     with _friendly():
         console.print(f"wrote {runs.export(run, target, step)}")
+
+
+def _plain(name: str) -> str:
+    """A file name out of the name of a suite."""
+    return name.replace("/", "_").replace("+", "_").replace(":", "_")
+
+
+def _shown(reels: Sequence[Reel]) -> Table:
+    table = Table(title="episodes shown", header_style="bold")
+    table.add_column("task", no_wrap=True)
+    for column in ("seed", "return", "success", "steps"):
+        table.add_column(column, justify="right")
+    for task, episode in ((reel.task, episode) for reel in reels for episode in reel.episodes):
+        success = {None: "-", True: "yes", False: "no"}[episode.success]
+        table.add_row(task.name, str(episode.seed), f"{episode.ret:.3f}", success, str(episode.length))
+    return table
 
 
 def _results(evaluation: Evaluation) -> Table:

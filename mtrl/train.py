@@ -95,6 +95,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             state = {name: part.state_dict() for name, part in parts.items()}
             meta = {"config": config.model_dump(mode="json"), "versions": checkpoint.versions()}
             checkpoint.save(out / runs.CHECKPOINTS, step, state, meta, keep=config.checkpoint.keep)
+            monitor.highlights.write(out / runs.EPISODES)
 
         interrupted = stack.enter_context(collected(signal.SIGINT, signal.SIGTERM))
         clock = time.monotonic()
@@ -113,7 +114,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             faults += len(new)
             before, step = step, step + slots
             for episode in envs.episodes:
-                monitor.episode(episode)
+                monitor.episode(episode, step)
                 if sampler is not None:
                     sampler.update(episode)
                 logger.episode(tasks[episode.task].name, episode, step, tasks[episode.task].normalise(episode.ret))

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mtrl.types import Array
 
+FORMATS = (".mp4", ".gif")
 GIF_BYTES = 2**30
 """Pixels of all frames of a gif together, which takes as many bytes of memory while it is made."""
 
@@ -40,7 +41,8 @@ def write_video(path: Path, frames: Iterable[Array], fps: float = 30.0) -> Path:
         ValueError: no frames, another shape or dtype, another suffix, or too many frames for a gif.
         OSError: the file cannot be written.
     """
-    check_suffix(path)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use .mp4 or .gif")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.tmp{path.suffix}")  # the writers look at the suffix
     writer = _mp4 if path.suffix == ".mp4" else _gif
@@ -50,12 +52,6 @@ def write_video(path: Path, frames: Iterable[Array], fps: float = 30.0) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return path
-
-
-def check_suffix(path: Path) -> None:
-    """Raise ``ValueError`` unless ``write_video`` knows the format that the suffix of ``path`` names."""
-    if path.suffix not in (".mp4", ".gif"):
-        raise ValueError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; use .mp4 or .gif")
 
 
 def page(pictures: Sequence[Array], labels: Sequence[str], height: int = 224) -> Array:
@@ -89,23 +85,6 @@ def page(pictures: Sequence[Array], labels: Sequence[str], height: int = 224) ->
         top, left = top + bar, left + (width - picture.shape[1]) // 2
         out[top : top + height, left : left + picture.shape[1]] = picture
     return out
-
-
-def tile(frames: Sequence[Sequence[Array] | Array], labels: Sequence[str], height: int = 224) -> Array:
-    """Several episodes side by side, each under its label; a shorter one holds its last frame, darkened.
-
-    Args:
-        frames: for each episode [t_i, h_i, w_i, 3] uint8.
-        labels, height: as for ``page``.
-
-    Returns:
-        [max t_i, H, W, 3] uint8.
-    """
-    if not frames:
-        raise ValueError("no episodes to show")
-    length = max(len(video) for video in frames)
-    shown = [[video[t] if t < len(video) else video[-1] // 2 for video in frames] for t in range(length)]
-    return np.stack([page(pictures, labels, height) for pictures in shown])
 
 
 def _checked(path: Path, frames: Iterable[Array]) -> Iterator[Array]:

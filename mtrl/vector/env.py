@@ -7,7 +7,7 @@ Two faces over the same slots. The native one, for agents: ``reset``, then ``obs
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -600,7 +600,7 @@ def replay(task: Task, journal: Journal, *, render: bool = False) -> Replay:
         slot.close()
 
 
-def moments(task: Task, journal: Journal, *, every: int = 1) -> Iterator[Moment]:
+def moments(task: Task, journal: Journal, *, every: int = 1) -> Generator[Moment, None, None]:
     """Play an episode again and draw it: its start, every so many steps, and its end. Holds one picture at a time.
 
     Close the iterator if it is left early: an environment lives as long as it does.
