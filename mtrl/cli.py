@@ -9,19 +9,14 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from mtrl import registry
-
-if TYPE_CHECKING:
-    from mtrl.evaluate import Evaluation
-    from mtrl.watch import Reel
+from mtrl import registry, tables
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -97,7 +92,7 @@ def train(
             _choose_gl()
         summary = run(config, folder, resume=resume is not None)
     if summary.evaluation is not None:
-        console.print(_results(summary.evaluation))
+        console.print(tables.evaluation(summary.evaluation))
         console.print(f"run folder: {folder}")
     if summary.signal is not None:
         console.print(f"interrupted at step {summary.steps}; go on with: mtrl train --resume {folder}")
@@ -135,9 +130,9 @@ def evaluate(
         if as_json:
             typer.echo(json.dumps({"step": policy.step, **found.as_dict()}))
         else:
-            console.print(_results(found))
+            console.print(tables.evaluation(found))
         if video:
-            from mtrl.evaluate import record
+            from mtrl.watch import record
 
             for path in record(found, run / runs.VIDEOS, step=policy.step):
                 Console(stderr=True).print(f"wrote {path}")
@@ -188,7 +183,7 @@ def watch(
             drawing = bar.add_task("drawing")
             settings: dict[str, Any] = {"fps": fps, "height": height, "max_frames": max_frames}
             films.film(reels, path, **settings, progress=lambda n, of: bar.update(drawing, completed=n, total=of))
-    console.print(_shown(reels))
+    console.print(tables.episodes(reels))
     console.print(f"wrote {path}", soft_wrap=True)
 
 
@@ -324,36 +319,12 @@ def list_(
 ) -> None:
     """List what is installed: suites, agents, or the tasks of a suite's group."""
     with _friendly():
-        choices = ("suites", "agents", "tasks")
-        if what not in choices:
+        if what not in (choices := ("suites", "agents", "tasks")):
             raise registry.UnknownNameError("thing to list", what, choices)
-        table = Table(box=None, header_style="bold")
-        if what == "suites":
-            table.add_column("suite")
-            table.add_column("groups")
-            for name in registry.names(registry.SUITES):
-                groups = registry.suite(name).groups
-                table.add_row(name, ", ".join(groups[:20]) + (f", ... ({len(groups)})" if len(groups) > 20 else ""))
-        elif what == "agents":
-            table.add_column("agent")
-            table.add_column("what it is")
-            for name in registry.names(registry.AGENTS):
-                doc = registry.agent(name).__doc__ or ""
-                table.add_row(name, doc.strip().splitlines()[0] if doc.strip() else "")
-        else:
-            if suite is None:
-                raise registry.UnknownNameError("suite", "", registry.names(registry.SUITES), "as in: list tasks x/y")
-            table.add_column("task", no_wrap=True)
-            for column in ("horizon", "rows", "score 0 .. 1"):
-                table.add_column(column, justify="right")
-            found = registry.tasks(suite)
-            for task in found:
-                scale = f"{task.score[0]:g} .. {task.score[1]:g}"
-                table.add_row(task.name, str(task.horizon), str(task.agents), scale)
-            sources = dict.fromkeys(task.score_source for task in found if task.score_source)
-            table.caption = "\n".join(f"score: {source}" for source in sources)
-            table.caption_justify = "left"
-        console.print(table)
+        if what == "tasks" and suite is None:
+            raise registry.UnknownNameError("suite", "", registry.names(registry.SUITES), "as in: list tasks x/y")
+        listed = {"suites": tables.suites, "agents": tables.agents, "tasks": lambda: tables.tasks(str(suite))}
+        console.print(listed[what]())
 
 
 @app.command()
@@ -396,37 +367,6 @@ def export(
 def _plain(name: str) -> str:
     """A file name out of the name of a suite."""
     return name.replace("/", "_").replace("+", "_").replace(":", "_")
-
-
-def _shown(reels: Sequence[Reel]) -> Table:
-    table = Table(title="episodes shown", header_style="bold")
-    table.add_column("task", no_wrap=True)
-    for column in ("seed", "return", "success", "steps"):
-        table.add_column(column, justify="right")
-    for task, episode in ((reel.task, episode) for reel in reels for episode in reel.episodes):
-        success = {None: "-", True: "yes", False: "no"}[episode.success]
-        table.add_row(task.name, str(episode.seed), f"{episode.ret:.3f}", success, str(episode.length))
-    return table
-
-
-def _results(evaluation: Evaluation) -> Table:
-    from mtrl.evaluate import table as rows
-
-    table = Table(title="evaluation", header_style="bold")
-    table.add_column("task", no_wrap=True)
-    for column in ("episodes", "return", "score", "success"):
-        table.add_column(column, justify="right")
-    entries = rows(evaluation)
-    for row in entries:
-        success = "-" if row["success"] is None else f"{100 * row['success']:.1f} %"
-        table.add_row(row["task"], str(row["episodes"]), f"{row['return']:.3f}", f"{row['score']:.3f}", success)
-    if len(entries) > 1:
-        known: list[Any] = [row["success"] for row in entries if row["success"] is not None]
-        success = f"{100 * sum(known) / len(known):.1f} %" if known else "-"
-        score = sum(row["score"] for row in entries) / len(entries)
-        table.add_section()
-        table.add_row("mean over tasks", "", "", f"{score:.3f}", success)
-    return table
 
 
 def _choose_gl() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,13 +157,6 @@ def evaluate(
         order = {value: i for i, value in enumerate(evaluation_seeds(seed, task.name, episodes))}
         results.append(TaskResult(task, tuple(sorted(mine, key=lambda episode: order[episode.seed]))))
     return Evaluation(tuple(results), seed, explore)
-
-
-def record(evaluation: Evaluation, folder: Path, *, step: int, fps: int = 15) -> list[Path]:
-    """Write ``best-STEP.mp4`` and ``worst-STEP.mp4``: each task's episode of highest (lowest) return, side by side."""
-    from mtrl.watch import film, pick
-
-    return [film(pick(evaluation, name), folder / f"{name}-{step}.mp4", fps=fps) for name in ("best", "worst")]
 
 
 def _deal(tasks: Sequence[Task], spec: Spec, copies: int, episodes: int, seed: int) -> EpisodeList:

@@ -20,7 +20,7 @@ import torch
 
 from mtrl import checkpoint, registry, runs
 from mtrl.config import ConfigError, RunConfig, dump_config
-from mtrl.evaluate import Evaluation, evaluate, record
+from mtrl.evaluate import Evaluation, evaluate
 from mtrl.log import Logger
 from mtrl.monitor import Monitor
 from mtrl.nn.size import network_sizes
@@ -30,6 +30,7 @@ from mtrl.spaces import make_spec
 from mtrl.types import Agent, Spec, Task
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv
 from mtrl.vector.cost import step_seconds
+from mtrl.watch import record
 
 WORTH_SHARING = 1e-3  # seconds per vector step; signalling worker processes takes about a tenth of that
 

@@ -137,6 +137,11 @@ def pick(evaluation: Evaluation, which: str) -> list[Reel]:
     return reels
 
 
+def record(evaluation: Evaluation, folder: Path, *, step: int) -> list[Path]:
+    """Write ``best-STEP.mp4`` and ``worst-STEP.mp4``: each task's episode of highest (lowest) return."""
+    return [film(pick(evaluation, name), folder / f"{name}-{step}.mp4") for name in ("best", "worst")]
+
+
 def training(run: Path, which: str, names: Sequence[str] = ()) -> list[Reel]:
     """The ``best``, ``worst`` or ``last`` training episode of each task of a run, as of its newest checkpoint.
 
