@@ -91,7 +91,12 @@ def choose_gl() -> str | None:
     """
     if chosen := os.environ.get("MUJOCO_GL"):
         return chosen
-    return next((name for name in GL_BACKENDS if _probe(_GL_PROBE, {"MUJOCO_GL": name})[0]), None)
+    return next((name for name in GL_BACKENDS if renders(name)), None)
+
+
+def renders(backend: str) -> bool:
+    """Whether MuJoCo can draw with ``backend`` on this machine; tried in a process of its own."""
+    return _probe(_GL_PROBE, {"MUJOCO_GL": backend})[0]
 
 
 def _probe(code: str, env: Mapping[str, str]) -> tuple[bool, str]:

@@ -61,7 +61,7 @@ def page(pictures: Sequence[Array], labels: Sequence[str], height: int = 224) ->
         pictures: [h_i, w_i, 3] uint8 each.
         labels: one for each, for instance ``"reach-v3\\nreturn 1.00"``; a line too long for its picture is shortened.
             All have as many lines.
-        height: pixels that every picture is scaled to, without its label.
+        height: pixels of a picture without its label; one wider than 4/3 of that is made to fit.
 
     Returns:
         [H, W, 3] uint8.
@@ -82,8 +82,9 @@ def page(pictures: Sequence[Array], labels: Sequence[str], height: int = 224) ->
     for index, (picture, label) in enumerate(zip(scaled, labels, strict=True)):
         top, left = _GAP + index // columns * cell_h, _GAP + index % columns * cell_w
         out[top : top + bar, left : left + width] = _label(label, width, bar, font)
-        top, left = top + bar, left + (width - picture.shape[1]) // 2
-        out[top : top + height, left : left + picture.shape[1]] = picture
+        high, wide = picture.shape[:2]
+        top, left = top + bar + (height - high) // 2, left + (width - wide) // 2
+        out[top : top + high, left : left + wide] = picture
     return out
 
 
@@ -137,9 +138,10 @@ def _mp4(path: Path, frames: Iterator[Array], fps: float) -> None:
 
 
 def _scale(picture: Array, height: int) -> Array:
-    if picture.shape[0] == height:
+    factor = min(height / picture.shape[0], height * 4 / 3 / picture.shape[1])
+    if factor == 1:
         return picture
-    size = (max(1, round(picture.shape[1] * height / picture.shape[0])), height)
+    size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor)))
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
 
 

@@ -188,7 +188,7 @@ def _tile(reel: Reel, max_frames: int, pause: int) -> Generator[tuple[Array, str
     """Pictures [h, w, 3] of one tile with their labels."""
     for number, episode in enumerate(reel.episodes, 1):
         every = _every(episode, max_frames)
-        head = reel.task.name + (f"  {number}/{len(reel.episodes)}" if len(reel.episodes) > 1 else "")
+        head = f"{reel.task.name}\n" + (f"{number}/{len(reel.episodes)}  " if len(reel.episodes) > 1 else "")
         fast = f"  x{every}" if every > 1 else ""
         with closing(moments(reel.task, episode.journal, every=every)) as playing:
             moment = next(playing)
@@ -205,7 +205,7 @@ def _tile(reel: Reel, max_frames: int, pause: int) -> Generator[tuple[Array, str
 
 def _label(head: str, moment: Moment, fast: str, *, ended: bool = False) -> str:
     success = "  success" if moment.success else "  no success" if ended and moment.success is not None else ""
-    return f"{head}\nreturn {moment.ret:.2f}{success}{fast}"
+    return f"{head}return {moment.ret:.2f}{success}{fast}"
 
 
 def _every(episode: Episode, max_frames: int) -> int:

@@ -102,6 +102,8 @@ def test_page_scales_and_labels():
     assert not lit[:18, half:].any()
     assert np.count_nonzero(np.all(out == 60, axis=-1)) == 60 * 30
     assert np.count_nonzero(np.all(out == 90, axis=-1)) == 60 * 60
+    wide = page([*pictures, np.full((10, 40, 3), 99, np.uint8)], [""] * 3, height=60)
+    assert np.count_nonzero(np.all(wide == 99, axis=-1)) == 80 * 20
     assert page(pictures, ["a\nb", "c\n"], height=60).shape[0] > out.shape[0]
     with pytest.raises(ValueError, match="1 pictures and 2 labels"):
         page(pictures[:1], ["a", "b"])

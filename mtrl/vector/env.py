@@ -628,7 +628,8 @@ def _drawable(slot: Slot, task: Task, journal: Journal) -> Iterator[tuple[float,
     try:
         yield next(playing)
     except EnvironmentFailedError as error:
-        if isinstance(error.__cause__, TypeError) and "render_mode" in str(error.__cause__):
+        cause = error.__cause__
+        if isinstance(cause, TypeError) and any(part in str(cause) for part in ("render_mode", "takes no arguments")):
             raise RenderError(f"task {task.name!r} cannot render: its build takes no render_mode") from error
         raise
     yield from playing
