@@ -43,10 +43,12 @@ def _friendly() -> Iterator[None]:
     from mtrl.runs import RunError
     from mtrl.spaces import SpaceError
     from mtrl.vector import RenderError
+    from mtrl.video import GifTooLongError
     from mtrl.watch import WatchError
 
-    mistakes = (BenchmarkError, ConfigError, RenderError, RunError, SpaceError, WatchError, registry.UnknownNameError)
-    known = (*mistakes, CheckpointError, FloatingPointError)
+    mistakes = (BenchmarkError, ConfigError, RunError, SpaceError, registry.UnknownNameError)
+    films = (GifTooLongError, RenderError, WatchError)
+    known = (*mistakes, *films, CheckpointError, FloatingPointError)
     try:
         yield
     except known as error:

@@ -181,7 +181,11 @@ def _gl(results: Mapping[str, tuple[bool, str]]) -> list[Finding]:
             Finding("MUJOCO_GL", "error", f"is {chosen!r}, which cannot render", f"export MUJOCO_GL={works[0]}")
         )
     else:
-        text = f"is {chosen!r}" if chosen else f"is not set; `mtrl evaluate --video` sets {works[0]!r} by itself"
+        text = (
+            f"is {chosen!r}"
+            if chosen
+            else f"is not set; `mtrl watch` and `mtrl evaluate --video` set {works[0]!r} by themselves"
+        )
         fix = "" if chosen else f"export MUJOCO_GL={works[0]} before rendering in your own scripts"
         found.append(Finding("MUJOCO_GL", "ok", text, fix))
     return found

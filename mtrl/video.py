@@ -28,6 +28,10 @@ _BACKGROUND = (24, 24, 28)
 _GAP = 4  # pixels between tiles
 
 
+class GifTooLongError(ValueError):
+    """More frames than a gif may hold in memory while it is made."""
+
+
 def write_video(path: Path, frames: Iterable[Array], fps: float = 30.0) -> Path:
     """Write ``frames`` to ``path``, atomically; the suffix (.mp4 or .gif) chooses the format.
 
@@ -38,7 +42,8 @@ def write_video(path: Path, frames: Iterable[Array], fps: float = 30.0) -> Path:
         fps: frames per second. A gif stores hundredths of a second per frame, so 50 is its maximum.
 
     Raises:
-        ValueError: no frames, another shape or dtype, another suffix, or too many frames for a gif.
+        ValueError: no frames, another shape or dtype, or another suffix.
+        GifTooLongError: more than ``GIF_BYTES``.
         OSError: the file cannot be written.
     """
     if path.suffix not in FORMATS:
@@ -107,7 +112,9 @@ def _gif(path: Path, frames: Iterator[Array], fps: float) -> None:
         for frame in frames:
             size += frame.shape[0] * frame.shape[1]
             if size > GIF_BYTES:
-                raise ValueError(f"{path}: too long for a gif, which is held in memory; write an .mp4, or fewer frames")
+                raise GifTooLongError(
+                    f"{path}: too long for a gif, which is held in memory; write an .mp4 or fewer frames"
+                )
             yield Image.fromarray(frame)
 
     waiting = images()

@@ -61,7 +61,7 @@ def film(
         RenderError: a task cannot be rendered.
         WatchError: an episode's return is not the recorded one.
         UnknownNameError: another suffix.
-        ValueError: too long for a gif.
+        GifTooLongError: see ``mtrl.video``.
     """
     check_format(path)
     pause = math.ceil(PAUSE * fps)

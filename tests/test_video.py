@@ -126,6 +126,6 @@ def test_mp4_frames_may_come_one_by_one(tmp_path):
 def test_a_gif_has_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "GIF_BYTES", 3 * 64)
     write_video(tmp_path / "x.gif", ramp(3, 8, 8))
-    with pytest.raises(ValueError, match="too long for a gif"):
+    with pytest.raises(video.GifTooLongError, match="too long for a gif"):
         write_video(tmp_path / "y.gif", ramp(4, 8, 8))
     assert [path.name for path in tmp_path.iterdir()] == ["x.gif"]
