@@ -32,6 +32,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
+from mtrl import opengl
 from mtrl.registry import UnknownNameError
 from mtrl.types import Task
 
@@ -138,20 +139,18 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
             raise RuntimeError('this environment does not render: build it with render_mode="rgb_array"')
         import mujoco
 
-        renderer = self.raw.mujoco_renderer
         try:
-            viewer = renderer._get_viewer(self.render_mode)
+            opengl.claim(self.raw)
         except (vars(mujoco)["FatalError"], ImportError, AttributeError, RuntimeError) as error:
             raise RuntimeError(
                 f"MuJoCo found no OpenGL to render with (MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}): set MUJOCO_GL=egl "
                 "(needs libegl1) or MUJOCO_GL=osmesa (needs libosmesa6) before Python starts"
             ) from error
-        # Several renderers in one process draw into each other's buffers unless each one's context is made current.
-        viewer.make_context_current()
         # The package's camera hangs upside down.
-        return np.ascontiguousarray(renderer.render(self.render_mode)[::-1, ::-1])
+        return np.ascontiguousarray(self.raw.mujoco_renderer.render(self.render_mode)[::-1, ::-1])
 
     def close(self) -> None:
+        opengl.release(self.raw)
         self.raw.close()
 
 
