@@ -26,6 +26,7 @@ from mtrl.nn.losses import task_weights
 from mtrl.nn.normalizers import TaskMoments, preserve_outputs_
 from mtrl.nn.optim import load_optimizer_state, optimizer_state
 from mtrl.nn.perception import PerceptionConfig, to_tensors
+from mtrl.nn.recall import Recall, repeats
 from mtrl.nn.trunk import TrunkConfig
 from mtrl.rollout import Items, Minibatch, Rollout, Successors, chunk_length, explained_variance, gae
 from mtrl.types import Array, Decision, Layout, Obs, Spec, Step
@@ -107,7 +108,7 @@ class PPO:
         # are the critic's errors and nothing else, and brought to deviation 1 they would drive the policy.
         self.spread = TaskMoments(len(spec.tasks), decay=config.advantage_decay, floor=1e-12)
         self.critic_memory: Tensor | None = None  # the critic's own memory where the rollout starts, [n, H]
-        self.updates = 0
+        self.updates = self.version = 0  # version: of the policy
 
     def actor(self, layout: Layout, *, explore: bool) -> PPOActor:
         """Decides with the current networks: ``explore`` samples, otherwise the distribution's mode."""
@@ -155,7 +156,7 @@ class PPO:
             if config.target_kl and np.mean(divergence) > config.target_kl:
                 break
         self.rollout.clear()
-        self.updates += 1
+        self.updates, self.version = self.updates + 1, self.version + 1
         metrics |= {name if "/" in name else f"losses/{name}": float(np.mean(x)) for name, x in sums.items()}
         metrics["losses/epochs"] = float(epochs)
         metrics["charts/learning_rate"] = self.optimizer.param_groups[0]["lr"]
@@ -189,6 +190,7 @@ class PPO:
         self.updates = int(state["updates"])
 
     def load_policy(self, state: Mapping[str, Any]) -> None:
+        self.version += 1
         self.policy.load_state_dict(state)
 
     def _prepare(self) -> tuple[Items, dict[str, float]]:
@@ -363,6 +365,8 @@ class PPOActor:
         self.generator = torch.Generator(agent.device).manual_seed(2 * agent.seed + int(explore))
         width = agent.config.memory
         self.memory = torch.zeros(layout.num_rows, width, device=agent.device) if width else None
+        alike = agent.device.type == "cpu" and all(repeats(agent.spec.group(group)) for group in self.rows)
+        self.recall = Recall() if alike else None
 
     @torch.no_grad()
     def __call__(self, obs: Obs) -> Decision:
@@ -372,8 +376,10 @@ class PPOActor:
         leaves = {group: {leaf: x[None] for leaf, x in obs.leaves[group].items()} for group in self.rows}
         rows = agent._rows(leaves, obs.task[None], obs.first[None], slice(None))
         before = self.memory
+        if self.recall:
+            self.recall.follow(agent.version)
         with matmul(agent.route, agent.device):
-            policies, (_, self.memory) = agent.policy(rows, before)
+            policies, (_, self.memory) = agent.policy(rows, before, self.recall)
         action: dict[str, Array] = {}
         log_probs: list[Tensor] = []
         sample = np.zeros((len(obs.task), self.sample_width), np.float32)
@@ -391,9 +397,12 @@ class PPOActor:
         return Decision(action, extras)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state(), "memory": self.memory}
+        seen = self.recall.state_dict(self.agent.version) if self.recall else None
+        return {"generator": self.generator.get_state(), "memory": self.memory, "recall": seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generator.set_state(state["generator"])
         memory = state["memory"]
         self.memory = None if memory is None else memory.to(self.agent.device)
+        if self.recall:
+            self.recall.load_state_dict(state["recall"], self.agent.version)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -38,6 +38,10 @@ class Rows(NamedTuple):
             found[group] = slice(start, start + next(iter(leaves.values())).shape[1])
             start = found[group].stop
         return found
+
+
+Lookup = Callable[[Rows, Callable[[Rows], Tensor]], Tensor]
+"""Features of rows, by looking them up or by the function given: see ``mtrl.nn.recall``."""
 
 
 class Folded(NamedTuple):
@@ -113,12 +117,22 @@ class Body(nn.Module):
         self.out: int = memory + int(self.trunk.out)  # type: ignore[arg-type]
         self.per_task = bool(self.trunk.per_task)
 
-    def forward(self, rows: Rows, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Rows and the memory [n, H] before them -> features [t, n, out] and the memory after them."""
+    def forward(
+        self, rows: Rows, state: Tensor | None = None, recall: Lookup | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rows and the memory [n, H] before them -> features [t, n, out] and the memory after them.
+
+        ``recall``: where to look up what the trunk says about rows that came before; without memory, rows are taken as
+        they are otherwise (``evaluate`` folds them).
+        """
+        if recall is not None:
+            features = recall(rows, self._features)
+        elif self.memory is None or (found := fold(rows)) is None:
+            features = self._features(rows)
+        else:
+            features = self._features(found.rows)[0][found.place]
         if self.memory is None or state is None:
-            return self._features(rows), None
-        found = fold(rows)
-        features = self._features(rows) if found is None else self._features(found.rows)[0][found.place]
+            return features, None
         remembered, state = self.memory(features, rows.first, state)
         return torch.cat((features, remembered), 2), state
 
@@ -149,9 +163,11 @@ class PolicyNet(nn.Module):
         for head in self.heads.values():
             orthogonal_(cast(ActionHead, head).net.layers[-1], 0.01)  # a nearly uniform policy at the start
 
-    def forward(self, rows: Rows, state: Tensor | None) -> tuple[dict[str, Distribution], tuple[Tensor, Tensor | None]]:
+    def forward(
+        self, rows: Rows, state: Tensor | None, recall: Lookup | None = None
+    ) -> tuple[dict[str, Distribution], tuple[Tensor, Tensor | None]]:
         """Per group the distributions of its t * n_g actions; then what the body returned."""
-        features, state = self.body(rows, state)
+        features, state = self.body(rows, state, recall)
         found: dict[str, Distribution] = {}
         for group, span in rows.spans().items():
             leaves = rows.leaves[group]

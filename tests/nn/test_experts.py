@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mtrl.nn.experts import ExpertCNN, ExpertMLP
+from mtrl.nn.perception import View
 from mtrl.nn.heads import orthogonal_
 
 
@@ -27,7 +28,7 @@ def test_stacked_layers_equal_separate_ones() -> None:
 
 
 def test_grouped_convolutions_equal_separate_ones() -> None:
-    stack = ExpertCNN(3, (7, 7, 2), (4, 5, 6)).double()
+    stack = ExpertCNN(3, View(0, (7, 7, 2)), (4, 5, 6)).double()
     x = torch.randn(9, 7 * 7 * 2, dtype=torch.float64)
     found = stack(x)
     assert found.shape == (3, 9, stack.out) == (3, 9, 4 * 4 * 6)
@@ -41,7 +42,7 @@ def test_grouped_convolutions_equal_separate_ones() -> None:
 
 
 def test_orthogonal_initialisation_reaches_every_expert() -> None:
-    dense, convs = ExpertMLP(3, (8, 5), "relu"), ExpertCNN(2, (4, 4, 3), (6,))
+    dense, convs = ExpertMLP(3, (8, 5), "relu"), ExpertCNN(2, View(0, (4, 4, 3)), (6,))
     orthogonal_(dense, 2.0)
     orthogonal_(convs, 1.0)
     for weight in dense.layers[0].weight:  # type: ignore[union-attr]
