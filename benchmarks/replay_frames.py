@@ -2,8 +2,8 @@
 
     python benchmarks/replay_frames.py [--capacity 4000] [--copies 4] [--rounds 7] [--rollout 125] [--train-rss]
 
-Both kinds of both memories (``Replay``, and ``Rollout`` with its ``Items``) hold the same steps of Pong and Boxing under
-random actions. Bytes are what the process grew by, measured in a process of its own. Contestants take turns round by
+Both kinds of both memories (``Replay``, and ``Rollout`` with its ``Items``) hold the same steps of Pong and Boxing
+under random actions. Bytes are what the process grew by, measured in a process of its own. Contestants take turns round by
 round; times are medians over rounds, ratios medians of the rounds' own ratios (whole / frames: above 1 is faster).
 ``--train-rss`` adds the peak memory of a short ``mtrl train --suite atari/Pong --agent ppo``, with and without frames.
 """
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,9 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def race(what: str, rounds: int, calls: dict[str, Callable[[], Any]]) -> None:
+def race(what: str, rounds: int, call: Callable[[str], Any]) -> None:
     """Times of the two kinds, in turns."""
-    found = [{kind: timed(calls[kind]) for kind in KINDS} for _ in range(rounds)]
+    found = [{kind: timed(partial(call, kind)) for kind in KINDS} for _ in range(rounds)]
     medians = {kind: statistics.median(one[kind] for one in found) * 1e3 for kind in KINDS}
     ratio = statistics.median(one["whole"] / one["frames"] for one in found)
     print(f"{what:<44}{medians['whole']:>9.2f} ms{medians['frames']:>9.2f} ms{ratio:>9.2f}x")
@@ -117,22 +118,17 @@ def speed(capacity: int, copies: int, rollout: int, rounds: int) -> None:
         for step in recorded:
             memory.add(step)
 
-    def learn(roll: Rollout) -> None:
-        for _ in items(roll).minibatches(8, torch.Generator().manual_seed(0)):
+    def draw(cut: Items) -> None:
+        for _ in cut.minibatches(8, torch.Generator().manual_seed(0)):
             pass
 
-    race(f"replay: add {rollout} steps of {2 * copies} rows", rounds, {k: lambda k=k: add(replays[k]) for k in KINDS})
-    for n in (16, 128):
-        race(f"replay: draw 2 x {n}", rounds, {k: lambda k=k: replays[k].sample(n) for k in KINDS})
-    race(f"rollout: add {rollout} steps of {2 * copies} rows", rounds, {k: lambda k=k: add(rolls[k]) for k in KINDS})
-    race("rollout: cut, one pass of 8 minibatches", rounds, {k: lambda k=k: learn(rolls[k]) for k in KINDS})
-    drawn = {kind: items(rolls[kind]) for kind in KINDS}
-
-    def draw(kind: str) -> None:
-        for _ in drawn[kind].minibatches(8, torch.Generator().manual_seed(0)):
-            pass
-
-    race("rollout: one pass of 8 minibatches", rounds, {k: lambda k=k: draw(k) for k in KINDS})
+    race(f"replay: add {rollout} steps of {2 * copies} rows", rounds, lambda kind: add(replays[kind]))
+    race("replay: draw 2 x 16", rounds, lambda kind: replays[kind].sample(16))
+    race("replay: draw 2 x 128", rounds, lambda kind: replays[kind].sample(128))
+    race(f"rollout: add {rollout} steps of {2 * copies} rows", rounds, lambda kind: add(rolls[kind]))
+    cut = {kind: items(rolls[kind]) for kind in KINDS}
+    race("rollout: cut into items", rounds, lambda kind: items(rolls[kind]))
+    race("rollout: one pass of 8 minibatches", rounds, lambda kind: draw(cut[kind]))
 
 
 def train_peak(kind: str) -> float:

@@ -339,6 +339,6 @@ def test_real_screens(kind: Any) -> None:
             compare_replays(memories[0], memories[1])
     envs.close()
     assert ended >= 4
-    # One frame per transition and start, the cut stacks of up to 4 slots per task, and what a step adds before it drops.
+    # One frame per transition and start, the cut stacks of up to 4 slots per task, what a step adds before it drops.
     used = memories[1].state_dict()["rings"]["atari"]["frames"]["image"].shape[0]
     assert used <= 2 * 70 + ended + 2 * 4 * 3 + 4
