@@ -3,7 +3,7 @@
     python benchmarks/replay_frames.py [--capacity 4000] [--copies 4] [--rounds 7] [--rollout 125] [--train-rss]
 
 Both kinds of both memories (``Replay``, and ``Rollout`` with its ``Items``) hold the same steps of Pong and Boxing
-under random actions. Bytes are what the process grew by, measured in a process of its own. Contestants take turns round by
+under random actions. Bytes are what the process grew by, in a process of its own. Contestants take turns round by
 round; times are medians over rounds, ratios medians of the rounds' own ratios (whole / frames: above 1 is faster).
 ``--train-rss`` adds the peak memory of a short ``mtrl train --suite atari/Pong --agent ppo``, with and without frames.
 """
