@@ -142,7 +142,7 @@ def train_peak(kind: str) -> float:
     """Peak memory in MiB of a process that trains PPO on Pong for one update."""
     suite = f"replay_frames:{kind.title()}/Pong"
     with tempfile.TemporaryDirectory() as folder:
-        options = [f"suite={suite}", "agent=ppo", "copies=8", "steps=2100", "workers=0", "device=cpu"]
+        options = [f"suite={suite}", "agent=ppo", "copies=8", "agent.epochs=1", "steps=2100", "workers=0", "device=cpu"]
         train(load_config(None, [*options, "eval.episodes=1", "log.wandb=off"]), Path(folder) / "run")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
