@@ -233,6 +233,7 @@ class Atari:
             horizon=HORIZON,
             score=tuple(score) if score else (0.0, 1.0),
             score_source=_table()["score_source"] if score else "none (raw returns): no published human score",
+            frames={"image": STACK},
             # The size of a minimal set is known once its cartridge is loaded: the vector builds one game to look.
             spaces=(observation_space(), Discrete(ACTIONS)) if self.full_actions else None,
             protocol={
