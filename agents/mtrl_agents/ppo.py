@@ -26,7 +26,7 @@ from mtrl.nn.losses import task_weights
 from mtrl.nn.normalizers import TaskMoments, preserve_outputs_
 from mtrl.nn.optim import load_optimizer_state, optimizer_state
 from mtrl.nn.perception import PerceptionConfig, to_tensors
-from mtrl.nn.recall import Recall, repeats
+from mtrl.nn.recall import Recall
 from mtrl.nn.trunk import TrunkConfig
 from mtrl.rollout import Items, Minibatch, Rollout, Successors, chunk_length, explained_variance, gae
 from mtrl.types import Array, Decision, Layout, Obs, Spec, Step
@@ -83,6 +83,7 @@ class PPO:
     def __init__(self, spec: Spec, config: Config, *, seed: int, device: str = "cpu") -> None:
         self.spec, self.config, self.seed = spec, config, seed
         self.device = torch.device(device)
+        self.names = [task.name for task in spec.tasks]
         self.recurrent = config.memory > 0
         self.chunk = chunk_length(config.rollout, config.chunk) if config.memory else 1
         hidden = [group.name for group in spec.groups if "state" in group.leaves]
@@ -204,11 +205,10 @@ class PPO:
             next_value[ends.t, ends.row] = self._successor_values(ends, critic_state)
         for name, array in {"reward": roll.reward, "value": value, "log_prob": roll.extras["log_prob"]}.items():
             self._guard(name, array, roll.task, roll.valid)
-        advantage = gae(
-            roll.reward, value, next_value, roll.terminated, roll.truncated, gamma=config.gamma, lam=config.lam
-        )
+        final = roll.terminated, roll.truncated
+        advantage = gae(roll.reward, value, next_value, *final, gamma=config.gamma, lam=config.lam)
         returns = advantage + value
-        metrics = explained_variance(returns, value, roll, [task.name for task in self.spec.tasks])
+        metrics = explained_variance(returns, value, roll, self.names)
         if config.normalize_value:
             before = self.moments.mean, self.moments.std
             self.moments.update(returns[roll.valid], roll.task[roll.valid])
@@ -276,11 +276,8 @@ class PPO:
             # The memory before a successor is the one after its predecessor: one step further than the stored one.
             memory = None
             if critic_state is not None:
-                before = {
-                    g: {leaf: x[t, row - roll.rows[g].start][None] for leaf, x in own.items()}
-                    for g, own in roll.leaves.items()
-                    if g == group
-                }
+                local = row - roll.rows[group].start
+                before = {group: {leaf: x[t, local][None] for leaf, x in roll.leaves[group].items()}}
                 rows = self._rows(before, task[None], roll.first[t, row][None], slice(None))
                 memory = self.critic_body(rows, critic_state[t, row])[1]
             found = {group: {leaf: x[None] for leaf, x in leaves.items()}}
@@ -325,11 +322,7 @@ class PPO:
                 self._guard(f"{name} loss", *(x.detach().cpu().numpy() for x in (each, task, valid)))
         seen: dict[str, float] = {}
         if look:
-            seen = inspect(
-                self.nets,
-                lambda: evaluate(self.policy, self.critic, rows, batch.memory),
-                [task.name for task in self.spec.tasks],
-            )
+            seen = inspect(self.nets, lambda: evaluate(self.policy, self.critic, rows, batch.memory), self.names)
             seen |= conflict_metrics("policy", (-gain - config.entropy * entropy)[valid], task[valid], self.policy)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -365,8 +358,7 @@ class PPOActor:
         self.generator = torch.Generator(agent.device).manual_seed(2 * agent.seed + int(explore))
         width = agent.config.memory
         self.memory = torch.zeros(layout.num_rows, width, device=agent.device) if width else None
-        alike = agent.device.type == "cpu" and all(repeats(agent.spec.group(group)) for group in self.rows)
-        self.recall = Recall() if alike else None
+        self.recall = Recall([agent.spec.group(group) for group in self.rows], agent.device)
 
     @torch.no_grad()
     def __call__(self, obs: Obs) -> Decision:
@@ -376,10 +368,8 @@ class PPOActor:
         leaves = {group: {leaf: x[None] for leaf, x in obs.leaves[group].items()} for group in self.rows}
         rows = agent._rows(leaves, obs.task[None], obs.first[None], slice(None))
         before = self.memory
-        if self.recall:
-            self.recall.follow(agent.version)
         with matmul(agent.route, agent.device):
-            policies, (_, self.memory) = agent.policy(rows, before, self.recall)
+            policies, (_, self.memory) = agent.policy(rows, before, self.recall.lookup(agent.version))
         action: dict[str, Array] = {}
         log_probs: list[Tensor] = []
         sample = np.zeros((len(obs.task), self.sample_width), np.float32)
@@ -397,12 +387,11 @@ class PPOActor:
         return Decision(action, extras)
 
     def state_dict(self) -> dict[str, Any]:
-        seen = self.recall.state_dict(self.agent.version) if self.recall else None
+        seen = self.recall.state_dict(self.agent.version)
         return {"generator": self.generator.get_state(), "memory": self.memory, "recall": seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generator.set_state(state["generator"])
         memory = state["memory"]
         self.memory = None if memory is None else memory.to(self.agent.device)
-        if self.recall:
-            self.recall.load_state_dict(state["recall"], self.agent.version)
+        self.recall.load_state_dict(state["recall"], self.agent.version)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.nn.actor_critic import SMALL, Rows
+from mtrl.nn.actor_critic import SMALL, Lookup, Rows
 from mtrl.types import Group
 
 MOST = 8192
 """Rows that are remembered; with more, all are forgotten."""
-
-
-def repeats(group: Group) -> bool:
-    """Whether rows of the group often repeat: a small picture, as of a grid world, and nothing large beside it."""
-    size = sum(int(np.prod(box.shape)) for box in group.leaves.values())
-    return "image" in group.leaves and size <= SMALL
 
 
 class Recall:
@@ -27,20 +21,47 @@ class Recall:
 
     A policy stands still between two updates, and in a grid world most views of these steps come again: of the 6000
     rows of a rollout of PPO on minigrid/mt3, about 500 differ.
+
+    Args:
+        groups: whose rows will come; unless all of them show small pictures, nothing is remembered.
+        device: where the network is; on others than the CPU nothing is remembered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, groups: Sequence[Group], device: torch.device) -> None:
+        self._pays = device.type == "cpu" and all(_small_picture(group) for group in groups)
         self._version = 0
         self._place: dict[bytes, int] = {}
         self._table = torch.empty(0, 0)
 
-    def follow(self, version: int) -> None:
-        """From now on the network is that of ``version``: forget what another one said."""
+    def lookup(self, version: int) -> Lookup | None:
+        """How to find features of this version of the network, or None if they are best computed."""
+        self._follow(version)
+        return self._features if self._pays else None
+
+    def state_dict(self, version: int) -> dict[str, Any]:
+        """What is remembered of ``version``."""
+        self._follow(version)
+        keys = list(self._place)
+        return {
+            "keys": np.frombuffer(b"".join(keys), np.uint8).copy(),
+            "lengths": np.array([len(key) for key in keys], np.int64),
+            "table": self._table[: len(keys)].clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], version: int) -> None:
+        """Remember it as of ``version``, which the same network may count otherwise."""
+        self._version = version
+        data, ends = np.asarray(state["keys"]).tobytes(), np.cumsum(state["lengths"]).tolist()
+        starts = [0, *ends[:-1]]
+        self._place = {data[a:b]: i for i, (a, b) in enumerate(zip(starts, ends, strict=False))}
+        self._table = state["table"].cpu().clone()
+
+    def _follow(self, version: int) -> None:
         if version != self._version:
             self._version, self._place = version, {}
 
-    def __call__(self, rows: Rows, compute: Callable[[Rows], Tensor]) -> Tensor:
-        """Features [1, n, D] of one step's rows on the CPU; ``compute`` makes those [1, m, D] of rows not seen yet."""
+    def _features(self, rows: Rows, compute: Callable[[Rows], Tensor]) -> Tensor:
+        """Features [1, n, D] of one step's rows; ``compute`` makes those [1, m, D] of rows not seen yet."""
         if len(self._place) > MOST:
             self._place = {}
         place, start, known = self._place, 0, len(self._place)
@@ -72,20 +93,7 @@ class Recall:
             self._table[known : len(place)] = features
         return self._table[found][None]
 
-    def state_dict(self, version: int) -> dict[str, Any]:
-        """What is remembered of ``version``."""
-        self.follow(version)
-        keys = list(self._place)
-        return {
-            "keys": np.frombuffer(b"".join(keys), np.uint8).copy(),
-            "lengths": np.array([len(key) for key in keys], np.int64),
-            "table": self._table[: len(keys)].clone(),
-        }
 
-    def load_state_dict(self, state: Mapping[str, Any], version: int) -> None:
-        """Remember it as of ``version``, which the same network may count otherwise."""
-        self._version = version
-        data, ends = np.asarray(state["keys"]).tobytes(), np.cumsum(state["lengths"]).tolist()
-        starts = [0, *ends[:-1]]
-        self._place = {data[a:b]: i for i, (a, b) in enumerate(zip(starts, ends, strict=False))}
-        self._table = state["table"].cpu().clone()
+def _small_picture(group: Group) -> bool:
+    size = sum(int(np.prod(box.shape)) for box in group.leaves.values())
+    return "image" in group.leaves and size <= SMALL

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mtrl.nn.experts import ExpertCNN, ExpertMLP
-from mtrl.nn.perception import View
 from mtrl.nn.heads import orthogonal_
+from mtrl.nn.perception import View
 
 
 def test_stacked_layers_equal_separate_ones() -> None:
@@ -38,7 +38,7 @@ def test_grouped_convolutions_equal_separate_ones() -> None:
             for conv, own in zip((net[0], net[2], net[4]), stack.layers, strict=True):
                 conv.weight.copy_(own.weight[k])  # type: ignore[operator, index, union-attr, arg-type]
                 conv.bias.copy_(own.bias[k])  # type: ignore[operator, index, union-attr, arg-type]
-        torch.testing.assert_close(found[k], net(x.view(9, 7, 7, 2).permute(0, 3, 1, 2)).flatten(1))
+        torch.testing.assert_close(found[k], net(x.view(9, 7, 7, 2).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1))
 
 
 def test_orthogonal_initialisation_reaches_every_expert() -> None:
