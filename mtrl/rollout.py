@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +13,8 @@ import torch
 from torch import Tensor
 
 from mtrl.frames import DrawnStacks, Stacks
+from mtrl.nn.actor_critic import Rows, Scene
+from mtrl.nn.losses import task_weights
 from mtrl.types import Array, Obs, Spec, Step
 
 
@@ -250,7 +255,8 @@ class Rollout:
 _FIELDS = ("reward", "terminated", "truncated", "task", "first", "valid")
 
 
-class Minibatch(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Minibatch:
     """``leaves[g][leaf]`` and ``action[g]`` [t, m_g, ...], ``columns[name]`` [t, m], ``memory[name]`` [m, H] before the
     first step. Rows are sorted by group, then task."""
 
@@ -258,6 +264,40 @@ class Minibatch(NamedTuple):
     action: dict[str, Tensor]
     columns: dict[str, Tensor]
     memory: dict[str, Tensor]
+
+    @cached_property
+    def scene(self) -> Scene:
+        """The observations, as networks want them."""
+        return Scene.of(Rows(self.leaves, self.columns["task"], self.columns["first"]), self.memory)
+
+    @property
+    def task(self) -> Tensor:
+        """[t * m] int64."""
+        return self.columns["task"].flatten()
+
+    @property
+    def weight(self) -> Tensor:
+        """[t * m], sums to 1: an equal share for each task that has valid rows."""
+        return self._weight
+
+    @cached_property
+    def _weight(self) -> Tensor:
+        return task_weights(self.task, self.columns["valid"].flatten(), int(self.task.max()) + 1)
+
+    def parts(self) -> list[Minibatch]:
+        """One minibatch per task. A chunk counts for the task that it begins with."""
+        found, start = [], 0
+        for group, action in self.action.items():
+            own = self.columns["task"][0, start : start + action.shape[1]]
+            ends = own.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
+            for low, high in itertools.pairwise([0, *ends]):
+                leaves = {leaf: x[:, low:high] for leaf, x in self.leaves[group].items()}
+                rows = slice(start + low, start + high)
+                columns = {name: x[:, rows] for name, x in self.columns.items()}
+                memory = {name: x[rows] for name, x in self.memory.items()}
+                found.append(Minibatch({group: leaves}, {group: action[:, low:high]}, columns, memory))
+            start += action.shape[1]
+        return found
 
 
 class Items:
