@@ -47,11 +47,21 @@ _GROUPS["all"] = tuple(name for names in _GROUPS.values() for name in names)
 _PACKAGES = {"Foraging": "lbforaging", "rware": "rware"}
 """The beginning of an id, and whose it is."""
 
-_RANDOM: dict[str, float] = {}
-_MEASURED = "0: mean team return of random actions, benchmarks/scores.py"
+_RANDOM = {
+    "Foraging-5x5-2p-1f": 0.4225,
+    "Foraging-6x6-2p-2f": 0.3158,
+    "Foraging-8x8-2p-2f": 0.1888,
+    "Foraging-8x8-2p-2f-coop": 0.0037,
+    "Foraging-2s-8x8-2p-2f-coop": 0.0037,
+    "Foraging-10x10-3p-3f": 0.0970,
+    "Foraging-2s-10x10-3p-3f": 0.0970,
+    "Foraging-15x15-3p-4f": 0.0403,
+    "Foraging-15x15-4p-3f": 0.0757,
+}
+_MEASURED = "0: mean team return of random actions in 400 episodes, benchmarks/scores.py"
 
 
-@dataclass(frozen=True)
+@dataclass
 class MARL:
     """The suite ``marl``; see the module.
 

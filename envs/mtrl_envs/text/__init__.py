@@ -115,7 +115,7 @@ class Walkthrough:
         raise RuntimeError("the walkthrough is over and the game is not: it must be followed from the start")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Text:
     """The suite ``text``; see the module.
 

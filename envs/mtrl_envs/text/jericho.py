@@ -115,7 +115,7 @@ def make(path: str, rules: Rules, actions: int) -> TextGame:
     return TextGame(JerichoPlayer(path, rules), actions)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Jericho:
     """A suite of your own game files; no games come with it. An instance in a module of yours, say ``games.py``, makes
     ``games:zork/zork1`` a task::

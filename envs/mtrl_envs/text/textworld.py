@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -109,7 +110,9 @@ class TextWorldPlayer:
         """Begin an episode."""
         self.close()
         path = self.recipe.game(self.first + int(random.integers(self.games)))
-        self._env = self._textworld.start(str(path), self._asked)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Jericho does not know the game; TextWorld does
+            self._env = self._textworld.start(str(path), self._asked)
         self._env.unwrapped.seed(1)  # of the interpreter, which else takes the time
         state = self._env.reset()
         self.walkthrough = list(state["extra.walkthrough"])
