@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -24,9 +26,7 @@ from mtrl_envs.text.encoding import COMMAND, SECTIONS, TEXT, Scene, encode, plac
 from mtrl_envs.text.game import TextGame
 from mtrl_envs.text.textworld import Recipe
 
-needs_textworld = pytest.mark.skipif(
-    not any((Path(folder) / "textworld" / "generator").is_dir() for folder in sys.path), reason="needs the extra text"
-)
+needs_textworld = pytest.mark.skipif(find_spec("textworld") is None, reason="needs the extra text")
 THE_END = r"\*\*\* The End \*\*\*"
 EVERY = (
     "coin-5", "coin-105", "coin-210", "treasure-5", "treasure-15", "treasure-25", "simple-dense", "simple-balanced",
@@ -201,7 +201,7 @@ class TestTextWorld:
         assert (other.name, other.score) == ("text-heldout/coin-5", (0, 1))
         assert other.protocol["games"].startswith("1000..1007")
 
-    @pytest.mark.parametrize("name", ["coin-5", "cooking-take"])
+    @pytest.mark.parametrize("name", ["coin-5", "treasure-5"])
     def test_the_contract(self, name: str):
         report = check_suite(Text(games=2), name, full=True)
         assert report.findings == (), report
@@ -212,15 +212,12 @@ class TestTextWorld:
         report = check_suite(Text(games=2), group, seeds=(1, 2, 3), full=True)
         assert report.findings == (), report
 
-    @pytest.mark.parametrize("hash_seed", ["1", "2"])
-    def test_a_game_is_the_same_wherever_it_is_made(
-        self, hash_seed: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ):
-        """TextWorld alone makes another kitchen of the same seed in every process."""
+    def test_a_game_is_the_same_wherever_it_is_made(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+        """TextWorld alone makes another kitchen of this seed where sets have another order."""
         kitchen = recipe("cooking-take")[0]
         here = kitchen.game(0)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.setenv("PYTHONHASHSEED", hash_seed)
+        monkeypatch.setenv("PYTHONHASHSEED", "1")
         there = kitchen.game(0)
         assert there != here
         assert there.with_suffix(".json").read_bytes() == here.with_suffix(".json").read_bytes()
@@ -239,6 +236,22 @@ class TestTextWorld:
         with pytest.raises(RuntimeError, match=r"(?s)cannot make game 3 of .*level to be within"):
             bad.game(3)
         assert list(bad.folder().iterdir()) == []
+
+    def test_of_two_makers_the_first_one_stays(self, monkeypatch: pytest.MonkeyPatch):
+        other = Recipe("tw-coin_collector", {"level": 7})
+        home = other.folder() / "4"
+
+        def run(command: list[str], **rest: Any) -> subprocess.CompletedProcess[str]:
+            part = Path(json.loads(command[-1])["path"])
+            for end in (".z8", ".json", ".ni"):
+                part.with_suffix(end).write_text("late")
+            home.mkdir()  # meanwhile, in another process
+            (home / "game.z8").write_text("early")
+            return subprocess.CompletedProcess(command, 0, "", "")
+
+        monkeypatch.setattr(subprocess, "run", run)
+        assert other.game(4).read_text() == "early"
+        assert [one.name for one in other.folder().iterdir()] == ["4"]
 
     def test_play_does_not_depend_on_the_order_of_sets(self):
         code = """

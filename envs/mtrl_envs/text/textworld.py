@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -79,9 +78,8 @@ def _make(recipe: Recipe, number: int, home: Path) -> None:
         try:
             part.rename(home)
         except OSError:
-            if not home.is_dir():  # another process was not first: something else is wrong
+            if not home.is_dir():  # else another process was first, and its game is the same
                 raise
-            shutil.rmtree(part)
 
 
 class TextWorldPlayer:
