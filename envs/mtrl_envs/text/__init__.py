@@ -137,7 +137,8 @@ class Text:
     Args:
         games: games per task.
         first: number of the first one; game n is the same in every instance.
-        commands: most commands that can be possible at once, the number of actions.
+        commands: most commands that can be possible at once, the number of actions. The most of the named tasks are
+            93: in the kitchen of ``simple-*``, carrying all there is.
         name: starts task names.
     """
 
