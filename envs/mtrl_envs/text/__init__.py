@@ -3,13 +3,14 @@ and any Z-machine game of yours through ``Jericho``.
 
 ======================= ============================================================================================
 ``coin-N``              find the coin in a chain of rooms; N is the level of TextWorld's ``coin_collector``, 1..300:
-                        1 + (N - 1) % 100 rooms to the coin, and from 101 (201) on as many (twice as many) dead ends
+                        1 + (N - 1) % 100 rooms to the coin, and from 101 (201) on as many (twice as many) dead ends;
+                        at most 100 rooms in all
 ``treasure-N``          take the object that the objective names and not the other one, which loses the game; level N
                         of ``treasure_hunter``, 1..30: 5 rooms, from 11 on 10 with containers, from 21 on 20
 ``simple-dense``        leave the locked bedroom, find a dish and put it on the stove; also ``simple-balanced`` and
                         ``simple-sparse``, which pay for fewer steps of the way
-``cooking-take``        read a recipe, fetch and cook what it names (First TextWorld Problems); also ``-cut``,
-                        ``-cook`` and ``-all``, with 3 ingredients in 6 rooms
+``cooking-take``        read a recipe, fetch what it names, prepare and eat it (First TextWorld Problems); also
+                        ``-cut``, ``-cook`` and ``-all``, with 3 ingredients in 6 rooms
 ======================= ============================================================================================
 
 Groups are ``coin``, ``treasure``, ``simple``, ``cooking``, ``all`` (these four) and ``easy`` (the easiest of each). A
@@ -17,7 +18,7 @@ task is ``games`` games made with these options; an episode's seed picks one. Th
 each, and kept in the user's cache folder. Other games of the same kinds, say to test on, are an instance in a module of
 yours::
 
-    heldout = Text(first=1000, name="text-heldout")  # mtrl evaluate ... --suite my_module:heldout/coin
+    heldout = Text(first=1000, name="text-heldout")  # my_module:heldout/coin are three tasks
 
 What is observed and what an action means: ``mtrl_envs.text.encoding``. ``pip install "mtrl-suite[text]"`` brings
 jericho, the interpreter, which is licensed under the GPL-2.0 or later.
