@@ -31,7 +31,10 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 PLUGIN_LEVEL = LEVEL["vector"]  # what suites and agents may import of the core
-ENVIRONMENTS = {"metaworld", "minigrid", "mujoco", "numba", "pettingzoo", "ale_py", "dm_control"}
+ENVIRONMENTS = {
+    *("metaworld", "minigrid", "mujoco", "numba", "pettingzoo", "ale_py", "dm_control"),
+    *("textworld", "jericho", "lbforaging", "rware"),
+}
 
 
 def ident(path: Path) -> str:

@@ -169,7 +169,8 @@ class NatureCNN(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Token ids [n, l] int32, 0 = padding -> [n, width]: mean embedding of the real tokens, or a GRU's last state."""
+    """Token ids [n, l] int32, 0 = padding -> [n, width]: mean embedding of the real tokens, or the GRU's state at the
+    last real one (padding may also lie between them)."""
 
     def __init__(self, vocabulary: int, width: int, kind: Literal["bag", "gru"]) -> None:
         super().__init__()
@@ -179,12 +180,12 @@ class Tokens(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens.long()
-        length = (tokens != 0).sum(1)
+        count = (tokens != 0).cumsum(1)
         x = self.embed(tokens)
         if self.gru is None:
-            return x.sum(1) / length.clamp(min=1)[:, None]
+            return x.sum(1) / count[:, -1:].clamp(min=1)
         out = self.gru(x)[0]
-        return out[torch.arange(len(out), device=out.device), (length - 1).clamp(min=0)]
+        return out[torch.arange(len(out), device=out.device), count.argmax(1)]
 
 
 class _GroupPerception(nn.Module):
