@@ -29,7 +29,7 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 PLUGIN_LEVEL = LEVEL["vector"]  # what suites and agents may import of the core
-ENVIRONMENTS = {"metaworld", "minigrid", "mujoco", "numba", "pettingzoo", "ale_py", "dm_control"}
+ENVIRONMENTS = {"metaworld", "minigrid", "mujoco", "numba", "pettingzoo", "ale_py", "dm_control", "gymnasium_robotics"}
 
 
 def ident(path: Path) -> str:

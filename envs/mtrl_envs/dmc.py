@@ -1,14 +1,14 @@
 """DeepMind Control (Tassa et al. 2018, https://arxiv.org/abs/1801.00690, https://github.com/google-deepmind/dm_control):
 continuous control of simulated bodies, from a pendulum to a dog.
 
-Groups are ``18`` (the tasks of ScaleZero, arXiv:2509.07945, in its order), ``benchmark`` (the 28 that the package tags so)
-and ``all`` (these and its further tasks, 48). Single tasks are named by domain and task: ``dmc/walker-walk``,
-``dmc/ball_in_cup-catch``. Three of the package's tasks are missing: the two of ``lqr`` draw another body for each instance,
-have no time limit and practically unbounded actions; ``quadruped-escape`` needs OpenGL at every reset.
+Groups are ``18`` (the tasks of ScaleZero, arXiv:2509.07945, in its order), ``benchmark`` (the 28 that the package tags
+so) and ``all`` (these and its further tasks, 48). Single tasks are named by domain and task: ``dmc/walker-walk``,
+``dmc/ball_in_cup-catch``. Three of the package's tasks are missing: the two of ``lqr`` draw another body for each
+instance, have no time limit and practically unbounded actions; ``quadruped-escape`` needs OpenGL at every reset.
 
-Rewards lie in 0..1 per control step and episodes last 1000 of those, so a return divided by 1000 is the score. There is no
-success signal. An action is held for ``frame_skip`` control steps: as in ScaleZero for its 18 tasks (4; pendulum 8), 2 for
-the others, as in TD-MPC2 (arXiv:2310.16828). A variant is an instance of the suite in a module of yours::
+Rewards lie in 0..1 per control step and episodes last 1000 of those, so a return divided by 1000 is the score. There is
+no success signal. An action is held for ``frame_skip`` control steps: as in ScaleZero for its 18 tasks (4; pendulum 8),
+2 for the others, as in TD-MPC2 (arXiv:2310.16828). A variant is an instance of the suite in a module of yours::
 
     every_step = DMC(frame_skip=1, name="dmc-1")  # mtrl train --suite my_suites:every_step/18
 """
@@ -47,12 +47,12 @@ class DMCEnv(gym.Env[np.ndarray, np.ndarray]):
     """One task of DeepMind Control whose ``reset(seed=...)`` decides the whole episode.
 
     Observation: [d] float32, the package's observations joined in their order, unbounded as there. Action: [a] float32
-    within the package's bounds (nearly always -1..1), held for ``frame_skip`` control steps. Reward: their sum. An episode
-    is truncated after 1000 control steps, the last action being held shorter if need be; it is terminated where the package
-    gives the discount 0, which of the tasks offered here none does.
+    within the package's bounds (nearly always -1..1), held for ``frame_skip`` control steps. Reward: their sum. An
+    episode is truncated after 1000 control steps, the last action being held shorter if need be; it is terminated where
+    the package gives the discount 0, which of the tasks offered here none does.
 
-    It is also terminated where MuJoCo finds the simulation unstable, with the last observation before (the package raises
-    an error): ``info["simulator_faults"]`` is then 1, and 0 at every other step.
+    It is also terminated where MuJoCo finds the simulation unstable, with the last observation before (the package
+    raises an error): ``info["simulator_faults"]`` is then 1, and 0 at every other step.
 
     Args:
         task: domain and task, such as ``"walker-walk"``.
@@ -84,13 +84,14 @@ class DMCEnv(gym.Env[np.ndarray, np.ndarray]):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         # All that the package draws comes from here. It wants the old interface, which any bit generator can have.
-        self.raw.task._random = np.random.RandomState(self.np_random.bit_generator)  # noqa: NPY002
+        self.raw.task._random = np.random.RandomState(self.np_random.bit_generator)
         self._obs = _flat(self.raw.reset().observation)
         return self._obs, {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         # The same bits whatever the caller's dtype.
         action, reward = np.asarray(action, np.float32).astype(np.float64), 0.0
+        now: Any = None
         for _ in range(self.frame_skip):
             try:
                 now = self.raw.step(action)
