@@ -6,9 +6,9 @@ Groups are ``adroit`` (door, hammer, pen, relocate with dense rewards), ``adroit
 ``kitchen-mixed``, the sub-tasks of D4RL's data sets of those names, arXiv:2004.07219, and ``kitchen-all``). Single
 tasks: ``robotics/adroit-door``, ``robotics/adroit-door-sparse``, ``robotics/kitchen-microwave``.
 
-Rewards are the package's. The dense ones of door, hammer and relocate differ from those that results were published for:
-they pay for the hand's distance from the object, which was charged, a small part of the return (by the package's notice
-they changed in version 1.2.1, Farama-Foundation/Gymnasium-Robotics#220). Its version is part of every result.
+Rewards are the package's. The dense ones of door, hammer and relocate differ from those that results were published
+for: they pay for the hand's distance from the object, which was charged, a small part of the return (by the package's
+notice they changed in version 1.2.1, Farama-Foundation/Gymnasium-Robotics#220). Its version is part of every result.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ class KitchenEnv(gym.Env[np.ndarray, np.ndarray]):
 
     Observation: [100] float32, alike for all sets of sub-tasks: the package's noisy measurements [59]; achieved goals
     [17] and desired goals [17] of the seven sub-tasks, 0 where one is not asked for; and [7] which sub-tasks are still
-    to be done, 1 or 0, without which the rewards would depend on the past. Action: [9] float32 in [-1, 1], velocities of
-    the joints. Reward: 1 for each sub-task at the step that completes it. The episode terminates when all are completed.
-    ``info``: ``success`` (bool), all are completed; ``completed``, how many are; ``simulator_faults`` as in
+    to be done, 1 or 0, without which the rewards would depend on the past. Action: [9] float32 in [-1, 1], velocities
+    of the joints. Reward: 1 for each sub-task at the step that completes it. The episode terminates when all are
+    completed. ``info``: ``success`` (bool), all are completed; ``completed``, how many are; ``simulator_faults`` as in
     ``AdroitEnv``.
 
     Args:
