@@ -32,7 +32,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 PLUGIN_LEVEL = LEVEL["vector"]  # what suites and agents may import of the core
 ENVIRONMENTS = {
-    *("metaworld", "minigrid", "mujoco", "numba", "pettingzoo", "ale_py", "dm_control"),
+    *("metaworld", "minigrid", "mujoco", "numba", "pettingzoo", "ale_py", "dm_control", "gymnasium_robotics"),
     *("textworld", "jericho", "lbforaging", "rware"),
 }
 
