@@ -230,11 +230,12 @@ _FIELDS = ("reward", "terminated", "truncated", "task", "first", "valid")
 
 
 class Minibatch(NamedTuple):
-    """``leaves[g][leaf]`` and ``action[g]`` [t, m_g, ...], ``columns[name]`` [t, m], ``memory[name]`` [m, H] before the
-    first step. Rows are sorted by group, then task."""
+    """``leaves[g][leaf]``, ``action[g]`` and ``same[g]`` [t, m_g, ...], ``columns[name]`` [t, m], ``memory[name]``
+    [m, H] before the first step. Rows are sorted by group, then task."""
 
     leaves: dict[str, dict[str, Tensor]]
     action: dict[str, Tensor]
+    same: dict[str, Tensor]
     columns: dict[str, Tensor]
     memory: dict[str, Tensor]
 
@@ -250,6 +251,7 @@ class Items:
         columns: {name: [length, n]}, what to learn from; ``task``, ``first`` and ``valid`` are added.
         action: {group: [length, n_g, ...]}, as the policy's distribution knows them.
         memory: {name: [length, n, H]}, memories before each step; may be empty.
+        same: {group: [length, n_g] int64}, numbers that equal observations share; groups may be left out.
         device: where minibatches live.
     """
 
@@ -261,6 +263,7 @@ class Items:
         columns: Mapping[str, Array],
         action: Mapping[str, Array],
         memory: Mapping[str, Tensor],
+        same: Mapping[str, Tensor],
         device: torch.device,
     ) -> None:
         self.steps, self.device = steps, device
@@ -268,6 +271,7 @@ class Items:
         self._columns = {name: self._cut(array) for name, array in columns.items()}
         self._leaves = {g: {leaf: self._cut(x) for leaf, x in own.items()} for g, own in roll.leaves.items()}
         self._action = {group: self._cut(array) for group, array in action.items()}
+        self._same = {group: self._cut(x) for group, x in same.items()}
         self._memory = {name: x[::steps].flatten(0, 1) for name, x in memory.items()}
         self._rows, self._width = roll.rows, roll.task.shape[1]
         number = torch.arange(len(self._columns["task"]))
@@ -286,17 +290,19 @@ class Items:
                 yield self._part(picked)
 
     def _part(self, picked: list[Tensor]) -> Minibatch:
-        leaves, action = {}, {}
+        leaves, action, same = {}, {}, {}
         for items, (group, rows) in zip(picked, self._rows.items(), strict=True):
             chunk, row = items // self._width, items % self._width - rows.start
             own = (chunk * (rows.stop - rows.start) + row).to(self.device)
             leaves[group] = {leaf: x[own].transpose(0, 1) for leaf, x in self._leaves[group].items()}
             action[group] = self._action[group][own].transpose(0, 1)
+            if group in self._same:
+                same[group] = self._same[group][own].transpose(0, 1)
         every = torch.cat(picked).to(self.device)
         columns = {name: x[every].transpose(0, 1) for name, x in self._columns.items()}
-        return Minibatch(leaves, action, columns, {name: x[every] for name, x in self._memory.items()})
+        return Minibatch(leaves, action, same, columns, {name: x[every] for name, x in self._memory.items()})
 
-    def _cut(self, array: Array) -> Tensor:
+    def _cut(self, array: Array | Tensor) -> Tensor:
         length, n = array.shape[:2]
         x = torch.as_tensor(array, device=self.device).view(length // self.steps, self.steps, n, *array.shape[2:])
         return x.transpose(1, 2).reshape(-1, self.steps, *array.shape[2:])

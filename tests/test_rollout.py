@@ -137,13 +137,17 @@ def test_minibatches_cover_every_valid_step_once_and_keep_rows_together(steps: i
         roll.add(transition(t, before=(t < 1, True), after=(False, True)))
     stamp = np.arange(4)[:, None] + np.array([0.0, 100, 0, 100])
     memory = {"actor": torch.arange(16).view(4, 4, 1)}
+    same = {"b": torch.as_tensor(stamp[:, 2:]).long()}
+    columns = {"stamp": stamp}
     items = Items(
-        roll, steps=steps, columns={"stamp": stamp}, action=roll.action, memory=memory, device=torch.device("cpu")
+        roll, steps=steps, columns=columns, action=roll.action, memory=memory, same=same, device=torch.device("cpu")
     )
     seen = []
     for batch in items.minibatches(2, torch.Generator().manual_seed(0)):
         columns = batch.columns
         assert columns["task"].shape[0] == steps
+        assert list(batch.same) == ["b"]
+        assert torch.equal(batch.same["b"], batch.leaves["b"]["vector"][..., 0].long())
         both = torch.cat([batch.leaves[g]["vector"][..., 0] for g in ("a", "b")], 1)
         torch.testing.assert_close(both, columns["stamp"].float())
         torch.testing.assert_close(batch.action["b"][..., 0], batch.leaves["b"]["vector"][..., 0] % 100 / 10)

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from mtrl.nn.actor_critic import Body, PolicyNet, Rows, ValueNet, evaluate, fold
+from mtrl.nn.actor_critic import Body, PolicyNet, Rows, ValueNet, evaluate, fold, label
 from mtrl.nn.diagnostics import conflict_metrics, inspect
 from mtrl.nn.linear import Route, matmul, probe
 from mtrl.nn.losses import task_weights
@@ -231,8 +231,10 @@ class PPO:
         memory = {} if critic_state is None else {"critic": critic_state}
         if config.memory:
             memory["actor"] = torch.as_tensor(roll.extras["memory"], device=self.device)
-        items = Items(roll, steps=self.chunk, columns=columns, action=action, memory=memory, device=self.device)
-        return items, metrics
+        arrays: Any = {"columns": columns, "action": action, "memory": memory}
+        rows = (roll.leaves, roll.task, roll.first, slice(None))
+        arrays["same"] = label(self._rows(*rows)) if self.device.type == "cpu" else {}
+        return Items(roll, steps=self.chunk, device=self.device, **arrays), metrics
 
     def _normalized(self, values: Array) -> Array:
         return self.moments.normalize(values, self.rollout.task) if self.config.normalize_value else values
@@ -300,7 +302,7 @@ class PPO:
         """One gradient step of actor, critic or both on one minibatch [t, m]; ``look``: and a look inside."""
         config, column = self.config, batch.columns
         task, valid, advantage = column["task"], column["valid"], column["advantage"]
-        rows = Rows(batch.leaves, task, column["first"])
+        rows = Rows(batch.leaves, task, column["first"], batch.same)
         policies, value = evaluate(self.policy, self.critic, rows, batch.memory)
         pairs = [(policy, batch.action[group]) for group, policy in policies.items()]
         log_prob = torch.cat([policy.log_prob(a.flatten(0, 1)).view(a.shape[:2]) for policy, a in pairs], 1)
