@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtrl.frames import DrawnStacks, Stacks
-from mtrl.nn.actor_critic import Rows, Scene
+from mtrl.nn.actor_critic import SMALL, Rows, Scene, label, to_rows
 from mtrl.nn.losses import task_weights
 from mtrl.types import Array, Obs, Spec, Step
 
@@ -257,18 +257,19 @@ _FIELDS = ("reward", "terminated", "truncated", "task", "first", "valid")
 
 @dataclass(frozen=True, eq=False)
 class Minibatch:
-    """``leaves[g][leaf]`` and ``action[g]`` [t, m_g, ...], ``columns[name]`` [t, m], ``memory[name]`` [m, H] before the
-    first step. Rows are sorted by group, then task."""
+    """``leaves[g][leaf]``, ``action[g]`` and ``same[g]`` [t, m_g, ...], ``columns[name]`` [t, m], ``memory[name]``
+    [m, H] before the first step. Rows are sorted by group, then task. ``same``: see ``mtrl.nn.actor_critic.label``."""
 
     leaves: dict[str, dict[str, Tensor]]
     action: dict[str, Tensor]
+    same: dict[str, Tensor]
     columns: dict[str, Tensor]
     memory: dict[str, Tensor]
 
     @cached_property
     def scene(self) -> Scene:
         """The observations, as networks want them."""
-        return Scene.of(Rows(self.leaves, self.columns["task"], self.columns["first"]), self.memory)
+        return Scene.of(Rows(self.leaves, self.columns["task"], self.columns["first"], self.same), self.memory)
 
     @property
     def task(self) -> Tensor:
@@ -295,7 +296,8 @@ class Minibatch:
                 rows = slice(start + low, start + high)
                 columns = {name: x[:, rows] for name, x in self.columns.items()}
                 memory = {name: x[rows] for name, x in self.memory.items()}
-                found.append(Minibatch({group: leaves}, {group: action[:, low:high]}, columns, memory))
+                same = {name: x[:, low:high] for name, x in self.same.items() if name == group}
+                found.append(Minibatch({group: leaves}, {group: action[:, low:high]}, same, columns, memory))
             start += action.shape[1]
         return found
 
@@ -329,6 +331,7 @@ class Items:
         self._columns = {name: self._cut(array) for name, array in columns.items()}
         self._leaves = {g: {leaf: self._cut_leaf(x) for leaf, x in own.items()} for g, own in roll.leaves.items()}
         self._action = {group: self._cut(array) for group, array in action.items()}
+        self._same = {group: self._cut(x) for group, x in _labels(roll, device).items()}
         self._memory = {name: x[::steps].flatten(0, 1) for name, x in memory.items()}
         self._rows, self._width = roll.rows, roll.task.shape[1]
         number = torch.arange(len(self._columns["task"]))
@@ -347,22 +350,36 @@ class Items:
                 yield self._part(picked)
 
     def _part(self, picked: list[Tensor]) -> Minibatch:
-        leaves, action = {}, {}
+        leaves, action, same = {}, {}, {}
         for items, (group, rows) in zip(picked, self._rows.items(), strict=True):
             chunk, row = items // self._width, items % self._width - rows.start
             own = (chunk * (rows.stop - rows.start) + row).to(self.device)
             leaves[group] = {leaf: x[own].transpose(0, 1) for leaf, x in self._leaves[group].items()}
             action[group] = self._action[group][own].transpose(0, 1)
+            if group in self._same:
+                same[group] = self._same[group][own].transpose(0, 1)
         every = torch.cat(picked).to(self.device)
         columns = {name: x[every].transpose(0, 1) for name, x in self._columns.items()}
-        return Minibatch(leaves, action, columns, {name: x[every] for name, x in self._memory.items()})
+        return Minibatch(leaves, action, same, columns, {name: x[every] for name, x in self._memory.items()})
 
     def _cut_leaf(self, leaf: Array | Stacks) -> Tensor | DrawnStacks:
         if isinstance(leaf, Stacks):
             return DrawnStacks(leaf.frames.tensor(self.device), self._cut(leaf.index))
         return self._cut(leaf)
 
-    def _cut(self, array: Array) -> Tensor:
+    def _cut(self, array: Array | Tensor) -> Tensor:
         length, n = array.shape[:2]
         x = torch.as_tensor(array, device=self.device).view(length // self.steps, self.steps, n, *array.shape[2:])
         return x.transpose(1, 2).reshape(-1, self.steps, *array.shape[2:])
+
+
+def _labels(roll: Rollout, device: torch.device) -> dict[str, Tensor]:
+    """Numbers [length, n_g] that equal observations share, of the groups where it pays: looked for once, since every
+    minibatch of every epoch asks."""
+    found: dict[str, Tensor] = {}
+    for group, rows in roll.rows.items() if device.type == "cpu" else ():
+        leaves = roll.leaves[group]
+        if sum(int(np.prod(x.shape[2:])) for x in leaves.values()) <= SMALL:
+            own = {group: {leaf: x[:] for leaf, x in leaves.items()}}
+            found |= label(to_rows(own, roll.task[:, rows], roll.first[:, rows], device))
+    return found

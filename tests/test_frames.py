@@ -117,7 +117,8 @@ def assert_same(one: Any, other: Any) -> None:
 
 def every_minibatch(roll: Rollout, steps: int) -> list[tuple[Any, ...]]:
     items = Items(roll, steps=steps, columns={}, action=roll.action, memory={}, device=torch.device("cpu"))
-    return [tuple(batch) for batch in items.minibatches(3, torch.Generator().manual_seed(0))]
+    drawn = items.minibatches(3, torch.Generator().manual_seed(0))
+    return [(batch.leaves, batch.action, batch.columns, batch.memory) for batch in drawn]
 
 
 def compare_rollouts(whole: Rollout, once: Rollout) -> None:

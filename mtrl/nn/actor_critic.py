@@ -25,11 +25,12 @@ MOST = 0.75
 
 class Rows(NamedTuple):
     """Observations of t steps x n rows: ``leaves[g][leaf]`` [t, n_g, ...]; ``task``, ``first`` [t, n]. The groups' rows
-    follow one another in the order of ``leaves``."""
+    follow one another in the order of ``leaves``. ``same``: what ``label`` said of them, None if it was not asked."""
 
     leaves: Mapping[str, Mapping[str, Tensor]]
     task: Tensor
     first: Tensor
+    same: Mapping[str, Tensor] | None = None
 
     def spans(self) -> dict[str, slice]:
         """Each group's columns in ``task`` and ``first``."""
@@ -58,12 +59,27 @@ class Folded(NamedTuple):
     place: Tensor
 
 
+def label(rows: Rows) -> dict[str, Tensor]:
+    """A number per row, [t, n_g] int64: rows of a group with the same one agree in task and in every leaf.
+
+    Groups where looking for repetitions does not pay are left out.
+    """
+    found: dict[str, Tensor] = {}
+    for group, span in rows.spans().items():
+        task = rows.task[:, span]
+        number = _label({leaf: x.flatten(0, 1) for leaf, x in rows.leaves[group].items()}, task.flatten())
+        if number is not None:
+            found[group] = number.view(task.shape)
+    return found
+
+
 def fold(rows: Rows) -> Folded | None:
     """Rows that agree in task and in every leaf, once each; None if no group has repetitions worth looking for.
 
     A grid world shows the same few views again and again: of the 750 rows in a minibatch of PPO on minigrid/mt3 about
     300 differ. What has no memory need not compute the others.
     """
+    same = label(rows) if rows.same is None else rows.same
     leaves: dict[str, dict[str, Tensor]] = {}
     tasks: list[Tensor] = []
     places: list[Tensor] = []
@@ -71,7 +87,7 @@ def fold(rows: Rows) -> Folded | None:
     for group, span in rows.spans().items():
         task = rows.task[:, span]
         flat = {leaf: x.flatten(0, 1) for leaf, x in rows.leaves[group].items()}
-        found = _distinct(flat, task.flatten())
+        found = _distinct(same[group].flatten(), task.flatten()) if group in same else None
         folded |= found is not None
         picked, place = found or (slice(None), torch.arange(task.numel(), device=task.device))
         leaves[group] = {leaf: x[picked][None] for leaf, x in flat.items()}
@@ -84,8 +100,8 @@ def fold(rows: Rows) -> Folded | None:
     return Folded(Rows(leaves, task, torch.zeros_like(task, dtype=torch.bool)), torch.cat(places, 1))
 
 
-def _distinct(leaves: Mapping[str, Tensor], task: Tensor) -> tuple[Tensor, Tensor] | None:
-    """One index [u] per distinct row of leaves [n, ...] and task [n], by task, and every row's place [n] among them.
+def _label(leaves: Mapping[str, Tensor], task: Tensor) -> Tensor | None:
+    """A number [n] per row of leaves [n, ...] and task [n]; the same one only for equal rows.
 
     None where it does not pay: for few rows, pictures or few repetitions, and on a GPU (where the gradient of a gather
     is not deterministic either). Rows are told apart by random fingerprints of their bits, which are then checked.
@@ -96,14 +112,26 @@ def _distinct(leaves: Mapping[str, Tensor], task: Tensor) -> tuple[Tensor, Tenso
     bits = [x.view(torch.int32) if x.is_floating_point() else x for x in leaves.values()]  # vectors are float32
     flat = torch.cat([task[:, None], *(x.reshape(n, -1).long() for x in bits)], 1)
     weights = torch.empty(flat.shape[1], dtype=torch.int64).random_(generator=torch.Generator().manual_seed(0))
-    _, place = (flat * weights).sum(1).unique(return_inverse=True)
-    distinct = int(place.max()) + 1
-    if distinct > MOST * n:
+    number = (flat * weights).sum(1).unique(return_inverse=True)[1]
+    first = _first(number)
+    return number if len(first) <= MOST * n and torch.equal(flat[first][number], flat) else None
+
+
+def _distinct(number: Tensor, task: Tensor) -> tuple[Tensor, Tensor] | None:
+    """One index [u] per distinct number [n], by task [n], and every row's place [n] among them; None if few repeat."""
+    if len(number) < FEW:
         return None
-    first = torch.empty(distinct, dtype=torch.int64).scatter_(0, place, torch.arange(n))
+    place = number.unique(return_inverse=True)[1]
+    first = _first(place)
+    if len(first) > MOST * len(number):
+        return None
     by_task = task[first].argsort(stable=True)
-    first, place = first[by_task], torch.empty_like(by_task).scatter_(0, by_task, torch.arange(len(by_task)))[place]
-    return (first, place) if torch.equal(flat[first][place], flat) else None
+    return first[by_task], torch.empty_like(by_task).scatter_(0, by_task, torch.arange(len(by_task)))[place]
+
+
+def _first(place: Tensor) -> Tensor:
+    """Where each of the numbers 0 to u - 1 in ``place`` [n], n > 0, can be found, [u]."""
+    return torch.empty(int(place.max()) + 1, dtype=torch.int64).scatter_(0, place, torch.arange(len(place)))
 
 
 class Body(nn.Module):

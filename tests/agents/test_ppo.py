@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -290,7 +291,7 @@ def test_looks_inside_are_logged_now_and_then() -> None:
 @pytest.mark.parametrize("options", [{}, {"memory": 8, "chunk": 4}])
 def test_a_minibatch_is_the_sum_of_its_tasks(options: dict[str, Any]) -> None:
     """Rows taken apart by task give the same losses, and in the mean the same gradients."""
-    run = Run("mtrl.testing:Probes/all", copies=2, **options)
+    run = Run("mtrl.testing:Probes/everything", copies=2, **{**NET, **options})
     while not run.agent.rollout.full:
         run.step()
     items, _ = run.agent._prepare()
@@ -311,19 +312,20 @@ def test_a_minibatch_is_the_sum_of_its_tasks(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"actor_gradients": "pcgrad", "critic_gradients": "fairgrad"}, {"critic_balance": "famo"}, {"share": True}],
+    [
+        {"actor_gradients": "pcgrad", "critic_gradients": "fairgrad"},
+        {"share": True, "actor_gradients": "upgrad", "critic_gradients": "upgrad"},
+        {"critic_balance": "famo"},
+    ],
 )
 def test_other_directions_learn_too_and_resume(options: dict[str, Any]) -> None:
     if "actor_gradients" in options:
         pytest.importorskip("torchjd")
-    if "share" in options:
-        pytest.importorskip("torchjd")
-        options = {"share": True, "actor_gradients": "upgrad", "critic_gradients": "upgrad"}
     run = Run("mtrl.testing:Probes/discrete", copies=4, **options).train(8)
     assert np.isfinite(list(run.metrics.values())).all()
     twin = Run("mtrl.testing:Probes/discrete", copies=4, **options)
     for part in ("agent", "actor", "envs"):
-        getattr(twin, part).load_state_dict(getattr(run, part).state_dict())
+        getattr(twin, part).load_state_dict(copy.deepcopy(getattr(run, part).state_dict()))
     run.train(10)
     twin.train(10)
     for name, net in run.agent.nets.items():
@@ -332,6 +334,7 @@ def test_other_directions_learn_too_and_resume(options: dict[str, Any]) -> None:
 
 
 def test_what_is_for_a_critic_alone_is_refused_where_the_body_is_shared() -> None:
+    spec = make_spec(registry.tasks("mtrl.testing:Probes/discrete"))
     for field, value in {"critic_fit": "rollout", "critic_gradients": "pcgrad", "critic_balance": "famo"}.items():
         with pytest.raises(ValueError, match=f"{field}={value} is for a critic alone"):
-            Run("mtrl.testing:Probes/discrete", share=True, **{field: value})
+            PPO(spec, PPO.Config.model_validate({"share": True, field: value}), seed=0)
