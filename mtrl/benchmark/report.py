@@ -307,7 +307,8 @@ class _Page:
         for suite in analysis.suites:
             for entry in suite.entries:
                 best = entry.runs[int(entry.scores.mean(1).argmax())]
-                for path in sorted(best.folder.glob(f"{VIDEOS}/*")):
+                filmed = [path for run in best.parts or (best,) for path in run.folder.glob(f"{VIDEOS}/*")]
+                for path in sorted(filmed):
                     kind = _VIDEO_TYPES.get(path.suffix)
                     if kind is None:
                         continue
@@ -374,7 +375,7 @@ class _Page:
             name = f"{escape(store.spec.name)}.yaml"
             parts.append(f"<h3>The whole benchmark</h3><pre>mtrl benchmark {name} --out DIR</pre>")
             parts.append(_details(name, f"<pre>{escape(dump_spec(store.spec))}</pre>"))
-        commands = [_command(run) for run in store.runs if run.config]
+        commands = [_command(part) for run in store.runs if run.config for part in run.parts or (run,)]
         if commands:
             shown = escape("\n".join(commands))
             parts.append("<h3>Its runs</h3>" + _details(f"{len(commands)} commands", f"<pre>{shown}</pre>"))
