@@ -168,7 +168,7 @@ def _same_config(root: Path, job: Job) -> None:
     if not path.exists():
         return
     old, new = yaml.safe_load(path.read_text(encoding="utf-8")), job.config.model_dump(mode="json")
-    changed = [place for place, a, b in _leaves(old, new) if a != b and not place.startswith("log.")]
+    changed = [place for place, a, b in leaves(old, new) if a != b and not place.startswith("log.")]
     if changed:
         raise BenchmarkError(
             f"{path.parent} was started with other settings ({', '.join(changed)}): "
@@ -176,10 +176,11 @@ def _same_config(root: Path, job: Job) -> None:
         )
 
 
-def _leaves(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+def leaves(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Two trees of settings side by side: (dotted place, old, new) of every leaf that is in one of them."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
-            yield from _leaves(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+            yield from leaves(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
     else:
         yield place, old, new
 
