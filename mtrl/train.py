@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mtrl import checkpoint, registry, runs
+from mtrl import checkpoint, registry, runs, transfer
 from mtrl.config import ConfigError, RunConfig, dump_config
 from mtrl.evaluate import Evaluation, evaluate, record
 from mtrl.log import Logger
@@ -64,9 +64,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
     spec = make_spec(tasks)
     agent = runs.make_agent(config, spec)
     copies, sampler = _slots(config, spec)
+    saved = checkpoint.load(out / runs.CHECKPOINTS) if resume and _checkpoints(out) else None
+    origin = transfer.prepare(agent, config, out, saved)
     if not resume:
         runs.start(out, config)  # only now: a mistake in the config leaves no folder behind
-    saved = checkpoint.load(out / runs.CHECKPOINTS) if resume and _checkpoints(out) else None
     if saved is not None and saved.step >= config.steps and (out / runs.SUMMARY).exists():
         raise runs.RunError(f"{out} is complete at step {saved.step}; to go on, ask for more with --steps")
     started = time.monotonic()
@@ -90,10 +91,12 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
         sizes = network_sizes(agent)
         if sizes:
             logger.notice("parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
+        if origin is not None:
+            logger.notice(transfer.describe(origin))
 
         def save() -> None:
             state = {name: part.state_dict() for name, part in parts.items()}
-            meta = {"config": config.model_dump(mode="json"), "versions": checkpoint.versions()}
+            meta = {"config": config.model_dump(mode="json"), "versions": checkpoint.versions(), "init": origin}
             checkpoint.save(out / runs.CHECKPOINTS, step, state, meta, keep=config.checkpoint.keep)
 
         interrupted = stack.enter_context(collected(signal.SIGINT, signal.SIGTERM))
@@ -131,7 +134,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
         save()
         if step >= config.steps:
             evaluation = _evaluate(config, agent, tasks, spec, logger, step)
-            summary = {"steps": step, "parameters": sizes, "versions": checkpoint.versions()}
+            summary = {"steps": step, "parameters": sizes, "versions": checkpoint.versions(), "init": origin}
             runs.write_summary(
                 out, {**summary, "evaluation": evaluation.as_dict(), "seconds": time.monotonic() - started}
             )

@@ -23,6 +23,7 @@ LAYERS = (
     ("vector", "nn", "rollout", "replay"),
     ("sampler",),
     ("checkpoint", "config", "doctor", "evaluate", "log", "monitor", "runs", "sinks", "terminal", "testing", "video"),
+    ("transfer",),
     ("train",),
     ("benchmark",),
     ("cli",),

@@ -21,7 +21,7 @@ import yaml
 from mtrl import runs
 from mtrl.benchmark.attempt import Attempt, BenchmarkError, Outcome, finished, folder_of, write_config
 from mtrl.benchmark.progress import Board
-from mtrl.benchmark.spec import Job, Spec, dump_spec, plan
+from mtrl.benchmark.spec import Job, Spec, dump_spec, plan, waves
 from mtrl.files import write_text
 from mtrl.signals import collected
 
@@ -85,7 +85,11 @@ def run_grid(spec: Spec, root: Path, engine: Engine, board: Board, *, resume: bo
             write_config(job, root)
         todo = [job for job in jobs if not finished(root, job)]
         board.begin(jobs, todo, root)
-        outcomes = engine(todo, root, spec.name, board, interrupted)
+        outcomes: list[Outcome] = []
+        for wave in waves(jobs):
+            ready = [job for job in wave if job in todo]
+            if ready and not interrupted:
+                outcomes += engine(ready, root, spec.name, board, interrupted)
         board.end()
     return Grid(len(jobs), len(jobs) - len(todo), tuple(outcomes), interrupted[0] if interrupted else None)
 

@@ -36,6 +36,7 @@ from mtrl.types import Task
 
 PROTOCOL = "1"  # version of docs/protocol.md; results of different versions do not compare
 FIXED = ("suite", "seed", "threads")  # fields of a run that the grid itself decides
+GRID = "{runs}/"  # where ``init.run`` finds the other runs of the grid
 ARM = ("alone", "suites")  # what an agent's part says beside fields of a run
 
 
@@ -148,6 +149,14 @@ class Job:
         """Unique in the grid and fit for a folder."""
         return f"{self.stem}--{self.seed}"
 
+    @property
+    def source(self) -> str | None:
+        """The run of the same grid whose weights this one starts with, by name."""
+        init = self.config.init
+        if init is None or init.run is None or not init.run.startswith(GRID):
+            return None
+        return init.run.removeprefix(GRID).format(seed=self.seed)
+
 
 def slug(text: str) -> str:
     """``text`` with everything that a file name should not hold replaced."""
@@ -210,7 +219,31 @@ def plan(spec: Spec) -> tuple[Job, ...]:
     twice = [name for name, number in count.items() if number > 1]
     if twice:
         raise ConfigError(f"{spec.name}: two runs would share the folder {twice[0]}: change a label, or a seed")
+    for job in jobs:
+        if job.source is not None and job.source not in count:
+            unknown = registry.UnknownNameError("run of this grid", job.source, count)
+            raise ConfigError(f"{spec.name}: agent {job.agent!r}: init.run: {unknown}")
+    waves(jobs)
     return jobs
+
+
+def waves(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs in the order in which they may run: those of one wave start from earlier ones at most.
+
+    Raises:
+        ConfigError: runs start from each other.
+    """
+    found: list[list[Job]] = []
+    done: set[str] = set()
+    left = list(jobs)
+    while left:
+        ready = [job for job in left if job.source is None or job.source in done]
+        if not ready:
+            raise ConfigError(f"init.run: {', '.join(job.name for job in left[:3])} start from each other")
+        found.append(ready)
+        done |= {job.name for job in ready}
+        left = [job for job in left if job.name not in done]
+    return found
 
 
 def _jobs(spec: Spec, agent: str, suite: str, seed: int, tasks: Sequence[Task]) -> Iterator[Job]:

@@ -16,6 +16,7 @@ from mtrl.nn.trunk import TrunkConfig
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "benchmark").glob("*.yaml"))
 PROBES = "mtrl.testing:Probes"
+A = "a--mtrl.testing_Probes_discrete"
 
 
 def raw(**changes: Any) -> dict[str, Any]:
@@ -71,6 +72,11 @@ def test_mistakes_in_a_spec(changes: dict[str, Any], message: str) -> None:
             {"agents": {"a": {"alone": True}}, "run": {"steps": 100}},
             "agent 'a' on .*: steps=100 is no multiple of the 6",
         ),
+        (
+            {"agents": {"a": {"init": {"run": "{runs}/b--{seed}"}}}},
+            "agent 'a': init.run: unknown run of this grid 'b--0'",
+        ),
+        ({"agents": {"a": {"init": {"run": f"{{runs}}/{A}--{{seed}}"}}}}, "--0, a--.*--1 start from each other"),
         ({"run": {"stepz": 1}}, "stepz: unknown key; did you mean 'steps'"),
     ],
 )
@@ -149,6 +155,46 @@ def test_campaigns_have_the_settings_of_the_presets(name: str, stem: str) -> Non
         seen.add(job.agent)
     assert seen == set(spec.agents)
     assert {"single-task", "multi_head", "multi_head matched", "moe", "moore"} <= seen
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("3-5", "mt3", ["DoorKey-6x6", "DistShift1"]),
+        ("5-7", "mt5", ["SimpleCrossingS9N2", "MultiRoom-N2-S4"]),
+    ],
+)
+def test_transfer_campaigns_start_from_runs_with_the_settings_of_the_preset(
+    name: str, old: str, new: list[str]
+) -> None:
+    pytest.importorskip("mtrl_envs")
+    folder = SHIPPED[0].parents[1]
+    jobs = plan(load_spec(folder / "benchmark" / f"moore-transfer-{name}.yaml"))
+    preset = load_config(folder / "moore" / f"minigrid-{old}-standard.yaml")
+    campaign = {job.name: job for job in plan(load_spec(folder / "benchmark" / f"moore-{old}.yaml"))}
+    sources = {job.name: job for job in jobs if job.suite == preset.suite}
+    assert len(sources) == 5
+    for job in sources.values():  # a run of the campaign on these tasks will do as well
+        assert job.config.model_copy(update={"log": None}) == campaign[job.name].config.model_copy(update={"log": None})
+    inits = {}
+    for job in jobs:
+        assert job.config.agent == preset.agent
+        assert job.config.copies == preset.copies
+        tasks = [task.name for task in registry.tasks(job.suite)]
+        assert job.config.steps == 200_000 * len(tasks)
+        assert (job.config.eval.every, job.config.eval.episodes) == (100_000 * len(tasks), 50)
+        if job.suite != preset.suite:
+            assert tasks == [f"minigrid/{task}" for task in new]
+            init = job.config.init
+            inits[job.agent] = None if init is None else (init.run is not None, init.freeze)
+            assert job.source in {None, f"moore--minigrid_{old}--{job.seed}"}
+            assert (job.source in sources) == (init is not None and init.run is not None)
+    assert inits == {
+        "moore": None,
+        "moore frozen": (True, True),
+        "moore fine-tuned": (True, False),
+        "moore random frozen": (False, True),
+    }
 
 
 def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
