@@ -265,6 +265,18 @@ def keep(
 
 
 @app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="file that ends in .svg, .html or .png")],
+) -> None:
+    """Plot what happens inside networks: use and likeness of experts, ranks, dormant units, gradient conflicts."""
+    from mtrl.benchmark.inside import plot as write
+
+    with _friendly():
+        console.print(f"wrote {write(runs, out)}", soft_wrap=True)
+
+
+@app.command()
 def dashboard(
     folder: Annotated[Path, typer.Argument(help="folder of a grid, also one that is running")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 8734,
