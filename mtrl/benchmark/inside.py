@@ -32,7 +32,7 @@ COMMON = {
 FORMATS = (".svg", ".html", ".png")
 _COLUMNS = 3
 _TITLE = 24  # units above a chart
-_NAME = 28  # letters of a run's name
+_NAME = 22  # letters of a run's name
 
 
 @dataclass(frozen=True)
