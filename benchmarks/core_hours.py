@@ -2,23 +2,21 @@
 
     python benchmarks/core_hours.py configs/benchmark/*.yaml --seconds 60
 
-The speed is that of training alone, as in reports: evaluations are left out, and so is what an off-policy agent plays
-before it learns (its ``warmup`` is cut short).
+Core-hours are CPU time of training alone, as in reports: evaluations are left out, and so is what an off-policy agent
+plays before it learns (its ``warmup`` is cut short).
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from mtrl.benchmark.engine import cores
+import psutil
+
 from mtrl.benchmark.spec import Job, load_spec, plan
 from mtrl.config import dump_config
 from mtrl.log import METRICS, read
@@ -27,10 +25,10 @@ WARMUP = 200  # steps per task
 
 
 def speed(job: Job, seconds: float) -> float:
-    """Environment steps per second, once learning is under way.
+    """Environment steps per CPU-second, once learning is under way.
 
     Raises:
-        RuntimeError: nothing was recorded in that time.
+        RuntimeError: too little was recorded in that time.
     """
     with tempfile.TemporaryDirectory() as folder:
         config, out = Path(folder, "config.yaml"), Path(folder, "run")
@@ -39,22 +37,22 @@ def speed(job: Job, seconds: float) -> float:
         if "warmup" in job.config.agent:
             short.append(f"agent.warmup={WARMUP}")
         command = [sys.executable, "-m", "mtrl.cli", "train", str(config), *short, "--out", str(out)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = psutil.Popen(command, stdout=subprocess.DEVNULL)
+        seen: list[tuple[int, float]] = []  # (step, CPU seconds) whenever a record came
         start = time.monotonic()
         while process.poll() is None and time.monotonic() - start < seconds:
-            time.sleep(0.2)
+            time.sleep(0.1)
+            times = process.cpu_times()
+            step = read(out / METRICS)[-1]["step"] if (out / METRICS).exists() and read(out / METRICS) else 0
+            if step and (not seen or step > seen[-1][0]):
+                seen.append((step, times.user + times.system))
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.kill()
             process.wait()
-        records = [row for row in read(out / METRICS) if "time/SPS" in row] if (out / METRICS).exists() else []
-        if not records:
-            raise RuntimeError(f"{job.name}: nothing recorded within {seconds:g} s; give it more --seconds")
-        learning = records[len(records) // 3 :]
-        # Steps over time, not a mean of speeds: an on-policy agent learns in few records and plays in many.
-        took = sum((b["step"] - a["step"]) / b["time/SPS"] for a, b in itertools.pairwise(learning))
-        if not took:
-            return statistics.median(row["time/SPS"] for row in records)
-        return (learning[-1]["step"] - learning[0]["step"]) / took
+        seen = seen[len(seen) // 3 :]
+        if len(seen) < 2:
+            raise RuntimeError(f"{job.name}: too little recorded within {seconds:g} s; give it more --seconds")
+        return (seen[-1][0] - seen[0][0]) / (seen[-1][1] - seen[0][1])
 
 
 def main() -> None:
@@ -68,9 +66,12 @@ def main() -> None:
         print(f"{path}: {len(spec.seeds)} seeds", flush=True)
         for job in (job for job in plan(spec) if job.seed == spec.seeds[0]):
             rate = speed(job, args.seconds)
-            hours = job.config.steps / rate / 3600 * cores(job)
+            hours = job.config.steps / rate / 3600
             total += hours * len(spec.seeds)
-            print(f"  {job.agent:14} {job.suite:50} {rate:8.0f} steps/s  {hours:7.2f} core-hours a run", flush=True)
+            print(
+                f"  {job.agent:14} {job.suite:50} {rate:7.0f} steps/CPU s  {hours:7.2f} core-hours a run",
+                flush=True,
+            )
         print(f"  in all {total:.2g} core-hours (the spec says {spec.core_hours})", flush=True)
 
 

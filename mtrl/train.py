@@ -20,7 +20,7 @@ import torch
 
 from mtrl import checkpoint, registry, runs, transfer
 from mtrl.config import ConfigError, RunConfig, dump_config
-from mtrl.evaluate import Evaluation, evaluate, record
+from mtrl.evaluate import Evaluation, evaluate
 from mtrl.log import Logger
 from mtrl.monitor import Monitor
 from mtrl.nn.size import network_sizes
@@ -30,6 +30,7 @@ from mtrl.spaces import make_spec
 from mtrl.types import Agent, Spec, Task
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv
 from mtrl.vector.cost import step_seconds
+from mtrl.watch import record
 
 WORTH_SHARING = 1e-3  # seconds per vector step; signalling worker processes takes about a tenth of that
 
@@ -89,15 +90,14 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             logger.notice(f"resumed at step {step}")
 
         sizes = network_sizes(agent)
-        if sizes:
-            logger.notice("parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
-        if origin is not None:
-            logger.notice(transfer.describe(origin))
+        for text in transfer.notices(sizes, origin):
+            logger.notice(text)
 
         def save() -> None:
             state = {name: part.state_dict() for name, part in parts.items()}
             meta = {"config": config.model_dump(mode="json"), "versions": checkpoint.versions(), "init": origin}
             checkpoint.save(out / runs.CHECKPOINTS, step, state, meta, keep=config.checkpoint.keep)
+            monitor.highlights.write(out / runs.EPISODES)
 
         interrupted = stack.enter_context(collected(signal.SIGINT, signal.SIGTERM))
         clock = time.monotonic()
@@ -116,7 +116,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             faults += len(new)
             before, step = step, step + slots
             for episode in envs.episodes:
-                monitor.episode(episode)
+                monitor.episode(episode, step)
                 if sampler is not None:
                     sampler.update(episode)
                 logger.episode(tasks[episode.task].name, episode, step, tasks[episode.task].normalise(episode.ret))

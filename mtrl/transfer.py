@@ -7,7 +7,7 @@ from a run on other tasks; heads and task weights are new. Freezing fresh weight
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,14 @@ def prepare(
     return {**origin, "parts": list(init.parts), "numbers": count, "frozen": count if init.freeze else 0}
 
 
-def describe(origin: Mapping[str, Any]) -> str:
-    """What ``prepare`` returned, in words."""
-    source = "fresh weights" if origin["run"] is None else f"weights of {origin['run']}, step {origin['step']}"
-    state = "frozen" if origin["frozen"] else "trained further"
-    return f"{', '.join(origin['parts'])}: {origin['numbers']:,} {source}, {state}"
+def notices(sizes: Mapping[str, int], origin: Mapping[str, Any] | None) -> Iterator[str]:
+    """What a run says of its networks at the start: how many numbers it trains, and what ``prepare`` returned."""
+    if sizes:
+        yield "parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    if origin is not None:
+        source = "fresh weights" if origin["run"] is None else f"weights of {origin['run']}, step {origin['step']}"
+        state = "frozen" if origin["frozen"] else "trained further"
+        yield f"{', '.join(origin['parts'])}: {origin['numbers']:,} {source}, {state}"
 
 
 def shared_parameters(net: nn.Module, init: InitConfig) -> dict[str, nn.Parameter]:

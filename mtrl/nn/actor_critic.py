@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from mtrl.nn.heads import ActionHead, Distribution, ValueHead, orthogonal_
-from mtrl.nn.perception import Perception, PerceptionConfig
+from mtrl.nn.perception import Perception, PerceptionConfig, to_tensors
 from mtrl.nn.trunk import Memory, TrunkConfig, make_trunk
-from mtrl.types import Spec
+from mtrl.types import Array, Spec
 
 FEW = 128
 """Fewer rows than this are not searched for repetitions."""
@@ -38,6 +38,16 @@ class Rows(NamedTuple):
             found[group] = slice(start, start + next(iter(leaves.values())).shape[1])
             start = found[group].stop
         return found
+
+
+def to_rows(leaves: Mapping[str, Mapping[str, Array]], task: Array, first: Array, device: torch.device | str) -> Rows:
+    """Arrays [t, n, ...] as tensors (no copy on the CPU)."""
+    tensors = {group: to_tensors(own, device) for group, own in leaves.items()}
+    return Rows(tensors, torch.as_tensor(task, device=device), torch.as_tensor(first, device=device))
+
+
+Lookup = Callable[[Rows, Callable[[Rows], Tensor]], Tensor]
+"""Features of rows, by looking them up or by the function given: see ``mtrl.nn.recall``."""
 
 
 class Folded(NamedTuple):
@@ -113,12 +123,22 @@ class Body(nn.Module):
         self.out: int = memory + int(self.trunk.out)  # type: ignore[arg-type]
         self.per_task = bool(self.trunk.per_task)
 
-    def forward(self, rows: Rows, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Rows and the memory [n, H] before them -> features [t, n, out] and the memory after them."""
+    def forward(
+        self, rows: Rows, state: Tensor | None = None, recall: Lookup | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rows and the memory [n, H] before them -> features [t, n, out] and the memory after them.
+
+        ``recall``: where to look up what the trunk says about rows that came before; without memory, rows are taken as
+        they are otherwise (``evaluate`` folds them).
+        """
+        if recall is not None:
+            features = recall(rows, self._features)
+        elif self.memory is None or (found := fold(rows)) is None:
+            features = self._features(rows)
+        else:
+            features = self._features(found.rows)[0][found.place]
         if self.memory is None or state is None:
-            return self._features(rows), None
-        found = fold(rows)
-        features = self._features(rows) if found is None else self._features(found.rows)[0][found.place]
+            return features, None
         remembered, state = self.memory(features, rows.first, state)
         return torch.cat((features, remembered), 2), state
 
@@ -149,9 +169,11 @@ class PolicyNet(nn.Module):
         for head in self.heads.values():
             orthogonal_(cast(ActionHead, head).net.layers[-1], 0.01)  # a nearly uniform policy at the start
 
-    def forward(self, rows: Rows, state: Tensor | None) -> tuple[dict[str, Distribution], tuple[Tensor, Tensor | None]]:
+    def forward(
+        self, rows: Rows, state: Tensor | None, recall: Lookup | None = None
+    ) -> tuple[dict[str, Distribution], tuple[Tensor, Tensor | None]]:
         """Per group the distributions of its t * n_g actions; then what the body returned."""
-        features, state = self.body(rows, state)
+        features, state = self.body(rows, state, recall)
         found: dict[str, Distribution] = {}
         for group, span in rows.spans().items():
             leaves = rows.leaves[group]
@@ -180,23 +202,47 @@ class ValueNet(nn.Module):
         return self.head(features.flatten(0, 1), rows.task.flatten()).view(rows.task.shape)
 
 
+class Scene(NamedTuple):
+    """Rows to decide about and to judge, what networks remember before them ("actor", "critic": [n, H]; empty for those
+    without memory), and the rows without repetitions, if there are enough: each is then computed once."""
+
+    rows: Rows
+    memory: Mapping[str, Tensor]
+    folded: Folded | None
+
+    @classmethod
+    def of(cls, rows: Rows, memory: Mapping[str, Tensor]) -> Scene:
+        return cls(rows, memory, None if memory else fold(rows))
+
+    @property
+    def unique(self) -> Rows:
+        """What networks compute."""
+        return self.rows if self.folded is None else self.folded.rows
+
+
+def decide(policy: PolicyNet, scene: Scene) -> tuple[dict[str, Distribution], Tensor]:
+    """Per group the distributions of its t * n_g actions; and the features of ``scene.unique``."""
+    policies, (features, _) = policy(scene.unique, scene.memory.get("actor"))
+    if scene.folded is not None:
+        places = scene.unique.spans()
+        for group, span in scene.rows.spans().items():
+            policies[group] = policies[group].take(scene.folded.place[:, span].flatten() - places[group].start)
+    return policies, features
+
+
+def judge(critic: ValueNet, scene: Scene, features: Tensor | None = None) -> Tensor:
+    """Values [t, n]. ``features``: from ``decide``, for a critic without a body of its own."""
+    if critic.body is not None:
+        features, _ = critic.body(scene.unique, scene.memory.get("critic"))
+    assert features is not None, "a critic without a body needs the policy's features"
+    value = critic(features, scene.unique)
+    return value if scene.folded is None else value[0][scene.folded.place]
+
+
 def evaluate(
     policy: PolicyNet, critic: ValueNet, rows: Rows, memory: Mapping[str, Tensor]
 ) -> tuple[dict[str, Distribution], Tensor]:
-    """Per group the distributions of its t * n_g actions, and all values [t, n].
-
-    ``memory``: what "actor" and "critic" remember before the rows, [n, H] each; empty for networks without memory,
-    which then compute repeated rows once.
-    """
-    found = None if memory else fold(rows)
-    unique = rows if found is None else found.rows
-    policies, (features, _) = policy(unique, memory.get("actor"))
-    if critic.body is not None:
-        features, _ = critic.body(unique, memory.get("critic"))
-    value = critic(features, unique)
-    if found is None:
-        return policies, value
-    places = unique.spans()
-    for group, span in rows.spans().items():
-        policies[group] = policies[group].take(found.place[:, span].flatten() - places[group].start)
-    return policies, value[0][found.place]
+    """``decide`` and ``judge`` at once: per group the distributions of its actions, and all values [t, n]."""
+    scene = Scene.of(rows, memory)
+    policies, features = decide(policy, scene)
+    return policies, judge(critic, scene, features)
