@@ -301,6 +301,31 @@ def report(
 
 
 @app.command()
+def keep(
+    folders: Annotated[list[Path], typer.Argument(help="grids, folders of runs, or kept results")],
+    out: Annotated[Path, typer.Option(help="folder of the small files; runs that it holds already stay")],
+) -> None:
+    """Keep the results of grids, finished or not, as a few small files: every evaluation, settings, tables, plots."""
+    from mtrl.benchmark.keep import keep as write
+
+    with _friendly():
+        for path in write(folders, out, f"mtrl keep {' '.join(map(str, folders))} --out {out}"):
+            console.print(f"wrote {path}", soft_wrap=True)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="file that ends in .svg, .html or .png")],
+) -> None:
+    """Plot what happens inside networks: use and likeness of experts, ranks, dormant units, gradient conflicts."""
+    from mtrl.benchmark.inside import plot as write
+
+    with _friendly():
+        console.print(f"wrote {write(runs, out)}", soft_wrap=True)
+
+
+@app.command()
 def dashboard(
     folder: Annotated[Path, typer.Argument(help="folder of a grid, also one that is running")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 8734,

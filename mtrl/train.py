@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mtrl import checkpoint, registry, runs
+from mtrl import checkpoint, registry, runs, transfer
 from mtrl.config import ConfigError, RunConfig, dump_config
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.log import Logger
@@ -65,9 +65,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
     spec = make_spec(tasks)
     agent = runs.make_agent(config, spec)
     copies, sampler = _slots(config, spec)
+    saved = checkpoint.load(out / runs.CHECKPOINTS) if resume and _checkpoints(out) else None
+    origin = transfer.prepare(agent, config, out, saved)
     if not resume:
         runs.start(out, config)  # only now: a mistake in the config leaves no folder behind
-    saved = checkpoint.load(out / runs.CHECKPOINTS) if resume and _checkpoints(out) else None
     if saved is not None and saved.step >= config.steps and (out / runs.SUMMARY).exists():
         raise runs.RunError(f"{out} is complete at step {saved.step}; to go on, ask for more with --steps")
     started = time.monotonic()
@@ -89,12 +90,12 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             logger.notice(f"resumed at step {step}")
 
         sizes = network_sizes(agent)
-        if sizes:
-            logger.notice("parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
+        for text in transfer.notices(sizes, origin):
+            logger.notice(text)
 
         def save() -> None:
             state = {name: part.state_dict() for name, part in parts.items()}
-            meta = {"config": config.model_dump(mode="json"), "versions": checkpoint.versions()}
+            meta = {"config": config.model_dump(mode="json"), "versions": checkpoint.versions(), "init": origin}
             checkpoint.save(out / runs.CHECKPOINTS, step, state, meta, keep=config.checkpoint.keep)
             monitor.highlights.write(out / runs.EPISODES)
 
@@ -133,7 +134,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
         save()
         if step >= config.steps:
             evaluation = _evaluate(config, agent, tasks, spec, logger, step)
-            summary = {"steps": step, "parameters": sizes, "versions": checkpoint.versions()}
+            summary = {"steps": step, "parameters": sizes, "versions": checkpoint.versions(), "init": origin}
             runs.write_summary(
                 out, {**summary, "evaluation": evaluation.as_dict(), "seconds": time.monotonic() - started}
             )

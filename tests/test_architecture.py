@@ -24,7 +24,7 @@ LAYERS = (
     ("sampler",),
     ("highlights", "video"),
     ("checkpoint", "config", "doctor", "evaluate", "log", "monitor", "runs", "sinks", "terminal", "testing"),
-    ("watch", "tables"),
+    ("watch", "tables", "transfer"),
     ("train",),
     ("benchmark",),
     ("cli",),
