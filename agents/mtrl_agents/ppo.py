@@ -92,7 +92,6 @@ class PPO:
         self.spec, self.config, self.seed = spec, config, seed
         self.names = [task.name for task in spec.tasks]
         self.device = torch.device(device)
-        self.names = [task.name for task in spec.tasks]
         self.recurrent = config.memory > 0
         self.chunk = chunk_length(config.rollout, config.chunk) if config.memory else 1
         hidden = [group.name for group in spec.groups if "state" in group.leaves]
