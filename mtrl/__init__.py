@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtrl.registry import tasks
+    from mtrl.registry import mix, tasks
     from mtrl.runs import Policy, export, load
     from mtrl.spaces import make_spec
     from mtrl.types import Suite, Task
@@ -25,6 +25,7 @@ _HOMES = {
     "export": "mtrl.runs",
     "load": "mtrl.runs",
     "make_spec": "mtrl.spaces",
+    "mix": "mtrl.registry",
     "tasks": "mtrl.registry",
 }
 
@@ -36,6 +37,7 @@ __all__ = [
     "export",
     "load",
     "make_spec",
+    "mix",
     "tasks",
 ]
 

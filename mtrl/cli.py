@@ -46,7 +46,7 @@ def _friendly() -> Iterator[None]:
     from mtrl.video import GifTooLongError
     from mtrl.watch import WatchError
 
-    mistakes = (BenchmarkError, ConfigError, RunError, SpaceError, registry.UnknownNameError)
+    mistakes = (BenchmarkError, ConfigError, RunError, SpaceError, registry.MixError, registry.UnknownNameError)
     films = (GifTooLongError, RenderError, WatchError)
     known = (*mistakes, *films, CheckpointError, FloatingPointError)
     try:
@@ -61,7 +61,9 @@ def train(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [key=value ...]", help="config file and overrides")
     ] = None,
-    suite: Annotated[str | None, typer.Option(help="'suite/group' parts joined by '+', as in minigrid/mt3")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="'suite/group' parts joined by '+', each with '*N' for N copies of its tasks")
+    ] = None,
     agent: Annotated[str | None, typer.Option(help="see: mtrl list agents")] = None,
     steps: Annotated[int | None, typer.Option(help="environment steps over all tasks")] = None,
     seed: Annotated[int | None, typer.Option(help="decides everything random")] = None,
@@ -356,18 +358,20 @@ def list_(
 
 @app.command()
 def check(
-    name: Annotated[str, typer.Argument(help="'suite/group', also 'module:Attr/group'")],
+    name: Annotated[str, typer.Argument(help="'suite/group', also 'module:Attr/group'; or a mix of them")],
     full: Annotated[bool, typer.Option("--full", help="whole episodes and more seeds")] = False,
 ) -> None:
     """Check a suite against the contract and say exactly what is wrong."""
     from mtrl.testing import check_suite
 
     with _friendly():
-        source, _, group = name.partition("/")
-        found = registry.suite(source)
-        report = check_suite(found, group or found.groups[0], full=full)
-    console.print(str(report), markup=False, highlight=False)
-    raise typer.Exit(0 if report.ok else 1)
+        reports = []
+        for part in registry.parts(name):
+            found = registry.suite(part.suite)
+            reports.append(check_suite(found, part.group or found.groups[0], full=full))
+    for report in reports:
+        console.print(str(report), markup=False, highlight=False)
+    raise typer.Exit(0 if all(report.ok for report in reports) else 1)
 
 
 @app.command()
@@ -393,7 +397,7 @@ def export(
 
 def _plain(name: str) -> str:
     """A file name out of the name of a suite."""
-    return name.replace("/", "_").replace("+", "_").replace(":", "_")
+    return name.replace("/", "_").replace("+", "_").replace(":", "_").replace("*", "x")
 
 
 def _choose_gl() -> None:

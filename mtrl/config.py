@@ -117,14 +117,16 @@ class InitConfig(Strict):
 class RunConfig(Strict):
     """Everything that decides a run."""
 
-    suite: str = Field(description="'suite/group' parts joined by '+', as in 'minigrid/mt3'")
+    suite: str = Field(
+        description="'suite/group' parts joined by '+', as in 'minigrid/mt3'; 'suite/group*4': 4 copies of its tasks"
+    )
     agent: dict[str, Any] = Field(default=DEFAULT_AGENT, validate_default=True)  # type: ignore[assignment]
     steps: PositiveInt = Field(
         default=600_000, description="environment steps over all tasks; a team's step counts once"
     )
     seed: int = Field(default=0, ge=0)
     copies: PositiveInt | tuple[PositiveInt, ...] = Field(
-        default=1, description="environments per task, or one number a task"
+        default=1, description="environments per task, times those of the suite's parts; or one number a task"
     )
     slots: PositiveInt | None = Field(
         default=None, description="environments in all, for a sampler that shares them out; None: copies per task"
@@ -150,10 +152,21 @@ class RunConfig(Strict):
         made = agent_schema(options["kind"]).model_validate({k: v for k, v in options.items() if k != "kind"})
         return {"kind": options["kind"], **made.model_dump(mode="json")}
 
+    @field_validator("suite")
+    @classmethod
+    def _parts(cls, value: str) -> str:
+        registry.parts(value)  # names are looked up later, when they are used
+        return value
+
     @model_validator(mode="after")
-    def _shared_slots(self) -> RunConfig:
+    def _one_way_to_count(self) -> RunConfig:
         if self.slots is not None and self.sampler.kind == "pinned":
             raise ValueError("slots shares environments among tasks, which a sampler must do: set sampler.kind")
+        counted = "slots" if self.slots is not None else "copies" if isinstance(self.copies, tuple) else None
+        for part in registry.parts(self.suite):
+            if counted and part.copies > 1:
+                stated = f"'*{part.copies}' in suite {self.suite!r}"
+                raise ValueError(f"{counted} and {stated} both say how many environments there are: leave one out")
         return self
 
     def agent_config(self) -> BaseModel:
@@ -257,8 +270,9 @@ def _problems(schema: type[BaseModel], raw: Mapping[str, Any], prefix: str) -> l
                 hint = f"; did you mean {near!r}?" if near else ""
                 lines.append(f"{place}: unknown key{hint} (valid: {', '.join(sorted(fields))})")
             else:
-                got = "" if item["type"] == "missing" else f", got {item['input']!r}"
-                lines.append(f"{place}: {item['msg']}{got}")
+                whole = item["type"] == "missing" or not item["loc"]  # nothing was given, or fields do not fit together
+                got = "" if whole else f", got {item['input']!r}"
+                lines.append(f"{place}: {item['msg']}{got}" if place else item["msg"])
         return lines
     return []
 

@@ -1,4 +1,4 @@
-"""Names to things: ``"minigrid/mt3"``, ``"metaworld/mt10+atari/8"`` and ``"module:Attr/group"`` to tasks, agent
+"""Names to things: ``"minigrid/mt3"``, ``"metaworld/mt10+atari/8*4"`` and ``"module:Attr/group"`` to tasks, agent
 names to classes.
 
 Suites and agents are found through the entry-point groups ``mtrl.suites`` and ``mtrl.agents`` or through
@@ -11,12 +11,33 @@ import difflib
 import importlib
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtrl.types import Suite, Task
 
 SUITES = "mtrl.suites"
 AGENTS = "mtrl.agents"
+
+
+class Part(NamedTuple):
+    """One part of a mix: ``suite``, its ``group`` ("" where the suite has only one) and ``copies`` of every task."""
+
+    suite: str
+    group: str
+    copies: int
+
+    @property
+    def name(self) -> str:
+        """Without copies: ``"suite/group"``."""
+        return f"{self.suite}/{self.group}" if self.group else self.suite
+
+
+class Mix(NamedTuple):
+    """What a mix names: T tasks in the order written, the ``copies`` [T] it asks for, and the part [T] each is from."""
+
+    tasks: tuple[Task, ...]
+    copies: tuple[int, ...]
+    parts: tuple[str, ...]
 
 
 class UnknownNameError(ValueError):
@@ -32,6 +53,10 @@ class UnknownNameError(ValueError):
             shown = ", ".join(self.choices[:12]) + (", ..." if len(self.choices) > 12 else "")
             message += f" (valid: {shown})"
         super().__init__(message + (f" {hint}" if hint else ""))
+
+
+class MixError(ValueError):
+    """A mix that is written wrongly; the message says how to write it."""
 
 
 def nearest(given: str, choices: Iterable[str]) -> str | None:
@@ -89,27 +114,58 @@ def agent(name: str) -> type:
     return load(AGENTS, name)
 
 
-def tasks(text: str) -> tuple[Task, ...]:
-    """Tasks of a mix: ``"suite/group"`` parts joined by ``+``, in the order written.
+def parts(text: str) -> tuple[Part, ...]:
+    """The parts of a mix as they are written; nothing is looked up.
+
+    Raises:
+        MixError: an empty part, or copies that are no whole number from 1 up.
+    """
+    found = []
+    for part in text.split("+"):
+        name, star, count = part.partition("*")
+        source, _, group = name.strip().partition("/")
+        if not source:
+            raise MixError(f"empty part in suite {text!r}: write 'suite/group' parts joined by '+'")
+        if star and not (count.strip().isdecimal() and int(count)):
+            example = "write copies as a whole number from 1 up, as in 'minigrid/mt3*4'"
+            raise MixError(f"{part.strip()!r} in suite {text!r}: {example}")
+        found.append(Part(source, group, int(count) if star else 1))
+    return tuple(found)
+
+
+def mix(text: str) -> Mix:
+    """Tasks and copies of a mix: ``"suite/group"`` parts joined by ``+``, each with ``*N`` for N copies of its tasks.
+
+    ::
+
+        found = mtrl.mix("metaworld/mt10+minigrid/mt7*4")
+        envs = mtrl.MultiTaskVectorEnv(found.tasks, found.copies)  # 10 + 4 * 7 environments
 
     Raises:
         UnknownNameError: a suite or a group that does not exist.
-        ValueError: a part without a group where the suite has several, or a task named twice.
+        MixError: a part without a group where the suite has several, a task named twice, or what ``parts`` refuses.
     """
-    found: list[Task] = []
-    for part in (part.strip() for part in text.split("+")):
-        name, _, group = part.partition("/")
-        if not name:
-            raise ValueError(f"empty part in suite {text!r}: write 'suite/group' parts joined by '+'")
-        source = suite(name)
+    found: list[tuple[Task, int, str]] = []
+    for part in parts(text):
+        source, group = suite(part.suite), part.group
         if not group:
             if len(source.groups) != 1:
-                raise ValueError(f"suite {name!r} needs a group, as in '{name}/{next(iter(source.groups), 'TASK')}'")
+                example = f"{part.suite}/{next(iter(source.groups), 'TASK')}"
+                raise MixError(f"suite {part.suite!r} needs a group, as in {example!r}")
             group = source.groups[0]
-        found.extend(source.tasks(group))
+        found.extend((task, part.copies, part.name) for task in source.tasks(group))
     seen: set[str] = set()
-    for task in found:
+    for task, _, _ in found:
         if task.name in seen:
-            raise ValueError(f"task {task.name!r} appears twice in {text!r}: ask for more copies instead")
+            raise MixError(f"task {task.name!r} appears twice in {text!r}: ask for more copies instead")
         seen.add(task.name)
-    return tuple(found)
+    return Mix(
+        tuple(task for task, _, _ in found),
+        tuple(copies for _, copies, _ in found),
+        tuple(part for _, _, part in found),
+    )
+
+
+def tasks(text: str) -> tuple[Task, ...]:
+    """The tasks of a mix, each once: how many copies of them are trained on (``mix``) is no part of what they are."""
+    return mix(text).tasks

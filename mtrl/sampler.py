@@ -5,25 +5,38 @@ stays uniform, and every task is played ``warmup`` times first. What they know o
 score between 0 and 1 where it reports none); evaluation never feeds them.
 
 - ``pinned``: every slot keeps its task; equal *steps* per task. The default.
-- ``round_robin``: equal *episodes* per task. ``uniform``; ``weighted``: fixed ``weights`` by task name.
+- ``round_robin``: equal *episodes* per task. ``uniform``; ``weighted``: the fixed ``weights`` alone.
 - ``success_balanced``: in proportion to 1 - p, the failures.
 - ``learnability``: in proportion to p (1 - p) (Rutherford et al. 2024, https://arxiv.org/abs/2408.15099).
 - ``learning_progress``: after Kanitscheider et al. 2021 (https://arxiv.org/abs/2106.14876), in the form of
   RyanNavillus/Syllabus, but a task without episodes in an interval keeps its estimate.
 - ``exp3``: the adversarial bandit of Auer et al. 2002; the pay is the change of the task's score.
+- ``alp``: in proportion to absolute learning progress, |score - the task's previous score| averaged (Portelas et al.
+  2019, https://arxiv.org/abs/1910.07224). There it feeds a Gaussian mixture over *continuous* task parameters
+  (ALP-GMM); in a list of tasks the nearest earlier task is the task itself, each is a component of its own, and this
+  remains.
+  Single episodes are noisy: where scores are 0 or 1 and the policy stands still, its mean is 2 p (1 - p), that is
+  ``learnability``. ``learning_progress`` compares averages instead.
+- ``plr``: prioritised replay of levels, that is of (task, seed); see ``mtrl.levels``. The share ``floor`` plays new
+  seeds. Needs an agent that tells its value errors (``ppo``).
+
+``weights`` multiply what all of these but ``round_robin`` find, before ``floor``; and with ``slots`` they decide how
+many slots each kind of task gets, since tasks of different kinds (group, team size) never share one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from mtrl.levels import Levels
 from mtrl.registry import UnknownNameError
 from mtrl.replay import rng_state, set_rng_state
-from mtrl.types import Array, Assignment, Episode, Spec
+from mtrl.types import Agent, Array, Assignment, Episode, Spec
 from mtrl.vector import episode_seed
 
 RATE = 0.1
@@ -44,11 +57,24 @@ class SamplerConfig(BaseModel):
         "learnability",
         "learning_progress",
         "exp3",
+        "alp",
+        "plr",
     ] = "pinned"
     floor: float = Field(default=0.25, ge=0, le=1, description="share of the choice that stays uniform")
     warmup: int = Field(default=1, ge=0, description="episodes of every task before its results decide")
     interval: PositiveInt = Field(default=50, description="episodes between estimates of learning_progress")
-    weights: dict[str, PositiveFloat] = Field(default={}, description="of weighted, by task name; 1 if not named")
+    levels: PositiveInt = Field(default=100, description="seeds of each task that plr keeps")
+    weights: dict[str, PositiveFloat] = Field(
+        default={},
+        description="by task, part of the suite ('minigrid/mt3') or pattern of tasks ('minigrid/*'); 1 if not named",
+    )
+
+    @model_validator(mode="after")
+    def _weights_count(self) -> SamplerConfig:
+        if self.weights and self.kind in ("pinned", "round_robin"):
+            hint = "set sampler.kind to one that draws, or ask for copies in the suite, as in 'minigrid/mt3*4'"
+            raise ValueError(f"weights do not count for {self.kind}: {hint}")
+        return self
 
 
 class Sampled:
@@ -59,26 +85,25 @@ class Sampled:
         spec: all tasks.
         slot_tasks: what each slot would play if it were pinned; its task's group and team size bind the choice.
         seed: the run seed.
+        parts: [T], the part of the mix that each task is from, for ``weights``.
 
     Raises:
         ValueError: ``pinned``, which is no choice.
         UnknownNameError: ``weights`` names no task.
     """
 
-    def __init__(self, config: SamplerConfig, spec: Spec, slot_tasks: Sequence[int], seed: int) -> None:
+    def __init__(
+        self, config: SamplerConfig, spec: Spec, slot_tasks: Sequence[int], seed: int, parts: Sequence[str] = ()
+    ) -> None:
         if config.kind == "pinned":
             raise ValueError("pinned slots need no sampler: leave the vector's schedule out")
-        names = [task.name for task in spec.tasks]
-        for name in config.weights:
-            if name not in names:
-                raise UnknownNameError("task in sampler.weights", name, names)
         self.config, self._spec, self._seed = config, spec, seed
         kinds = [(task.group, task.agents) for task in spec.tasks]
         self._rivals = np.array([[one == other for one in kinds] for other in kinds])  # [T, T]: may share a slot
         self._home = tuple(slot_tasks)
         self._rng = np.random.default_rng(np.random.SeedSequence((seed, 0x5A3)))
-        self._fixed = np.array([config.weights.get(name, 1.0) for name in names])
-        tasks = len(names)
+        self._fixed = task_weights(config.weights, spec, parts)
+        tasks = len(spec.tasks)
         self.drawn = np.zeros(tasks, np.int64)
         """Episodes of each task that were scheduled so far."""
         self._last = np.zeros(tasks, np.int64)  # when each task was drawn last, for ties of round_robin
@@ -89,26 +114,34 @@ class Sampled:
         self._gain = np.zeros(tasks)  # exp3's log weights
         # exp3: the probability with which each task was last drawn
         self._odds = 1 / self._rivals.sum(axis=1)
+        self._latest, self._change = np.zeros(tasks), np.zeros(tasks)  # alp: the last score, and the mean change
+        self._levels: Levels | None = None
+        if config.kind == "plr":
+            agents = np.array([spec.tasks[task].agents for task in slot_tasks])
+            rows = [slice(stop - n, stop) for n, stop in zip(agents, agents.cumsum(), strict=True)]
+            widths = np.array([task.score[1] - task.score[0] for task in spec.tasks])
+            self._levels = Levels(widths, rows, config.levels)
 
     def assign(self, slot: int, index: int) -> Assignment:
         """Draw the slot's ``index``-th episode."""
         allowed = self._rivals[self._home[slot]]
         probs = self.probs(allowed)
-        unseen = allowed & (self.drawn < self.config.warmup)
+        unseen, again = allowed & (self.drawn < self.config.warmup), None
         if self.config.kind == "round_robin" or unseen.any():
             rank = np.where(unseen if unseen.any() else allowed, self.drawn, np.iinfo(np.int64).max)
             task = int(np.lexsort((self._last, rank))[0])
         else:
             task = int(self._rng.choice(len(probs), p=probs))
+            again = self._again(task, allowed, probs)
         self.drawn[task] += 1
         self._last[task] = self.drawn.sum()
         self._odds[task] = probs[task]
-        return Assignment(task, episode_seed(self._seed, slot, index))
+        return Assignment(task, episode_seed(self._seed, slot, index) if again is None else again)
 
     def probs(self, allowed: Array | None = None) -> Array:
         """Probabilities [T], summing to 1 over the tasks ``allowed`` [T] bool (default: all)."""
         allowed = np.ones(len(self.drawn), bool) if allowed is None else allowed
-        weights = np.where(allowed, self._weights(allowed), 0.0)
+        weights = np.where(allowed, self._fixed * self._weights(allowed), 0.0)
         even = allowed / allowed.sum()
         if not weights.sum() > 0:
             return even
@@ -122,6 +155,12 @@ class Sampled:
         success = score if episode.success is None else float(episode.success)
         rate = max(RATE, 1 / (1 + self._played[task]))  # a plain mean at first
         before = self._score[task]
+        if self._played[task]:
+            change = abs(score - self._latest[task])
+            self._change[task] += max(RATE, 1 / self._played[task]) * (change - self._change[task])
+        self._latest[task] = score
+        if self._levels is not None:
+            self._levels.finished(episode)
         self._played[task] += 1
         self._success[task] += rate * (success - self._success[task])
         self._score[task] += rate * (score - before)
@@ -132,6 +171,11 @@ class Sampled:
         if self._interval[1].sum() >= self.config.interval:
             self._progress.update(*self._interval)
             self._interval[:] = 0
+
+    def learned(self, agent: Agent) -> None:
+        """After an update that learned: take in the agent's value errors, if the sampler asks for them."""
+        if self._levels is not None:
+            self._levels.learned(vars(agent)["errors"])
 
     def metrics(self) -> dict[str, float]:
         """Each task's present probability among those it competes with, and the episodes scheduled so far."""
@@ -145,22 +189,34 @@ class Sampled:
         return {
             "rng": rng_state(self._rng),
             "arrays": {name: array.copy() for name, array in self._arrays().items()},
+            "levels": None if self._levels is None else self._levels.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         set_rng_state(self._rng, state["rng"])
         for name, array in self._arrays().items():
             array[...] = state["arrays"][name]
+        if self._levels is not None:
+            self._levels.load_state_dict(state["levels"])
 
     def _arrays(self) -> dict[str, Array]:
-        own = ("drawn", "_last", "_played", "_success", "_score", "_interval", "_gain", "_odds")
+        own = ("drawn", "_last", "_played", "_success", "_score", "_interval", "_gain", "_odds", "_latest", "_change")
         found = {name.strip("_"): getattr(self, name) for name in own}
         return found | {f"progress_{name}": getattr(self._progress, name) for name in Progress.ARRAYS}
 
+    def _again(self, task: int, allowed: Array, probs: Array) -> int | None:
+        """plr: the seed to replay on ``task``, which was drawn with ``probs`` [T]; None for a new one."""
+        if self._levels is None:
+            return None
+        self._levels.clock += 1
+        own = self._levels.probs(allowed)[task]
+        fresh = self.config.floor / allowed.sum()
+        if not own.any() or self._rng.random() * probs[task] < fresh:
+            return None
+        return self._levels.draw(task, own, self._rng)
+
     def _weights(self, allowed: Array) -> Array:
         kind, p = self.config.kind, self._success
-        if kind == "weighted":
-            return self._fixed
         if kind == "success_balanced":
             return 1 - p
         if kind == "learnability":
@@ -169,6 +225,10 @@ class Sampled:
             return self._progress.weights(allowed)
         if kind == "exp3":
             return np.exp(self._gain - self._gain[allowed].max())
+        if kind == "alp":
+            return self._change
+        if self._levels is not None:
+            return self._levels.probs(allowed).sum(axis=1)
         return np.ones_like(p)
 
 
@@ -219,9 +279,33 @@ def stretch(p: Array, theta: float = 0.1) -> Array:
     return p * (1 - theta) / (p + theta * (1 - 2 * p))
 
 
-def spread(slots: int, spec: Spec) -> list[int]:
-    """Copies [T] for ``slots`` slots: every kind of task (group and team size) gets its share by number of tasks, at
-    least one slot; some tasks may get none of their own.
+def task_weights(weights: Mapping[str, float], spec: Spec, parts: Sequence[str] = ()) -> Array:
+    """[T]: the weight of each task; 1 if none is given.
+
+    Args:
+        weights: by task name, by part of the mix, or by pattern of task names (``*``, ``?``, ``[...]``). A name counts
+            before a part, a part before a pattern; of several patterns the last one.
+        parts: [T], the part that each task is from.
+
+    Raises:
+        UnknownNameError: a key that is none of these.
+    """
+    names = [task.name for task in spec.tasks]
+    found = np.ones(len(names))
+    rank = {**dict.fromkeys(parts, 1), **dict.fromkeys(names, 2)}
+    for key in sorted(weights, key=lambda key: rank.get(key, 0)):
+        own = names if rank.get(key, 0) != 1 else parts
+        chosen = [key == name if key in rank else fnmatchcase(name, key) for name in own]
+        if not any(chosen):
+            hint = "- or name a part of the suite, or a pattern such as 'minigrid/*'"
+            raise UnknownNameError("task in sampler.weights", key, [*names, *parts], hint)
+        found[chosen] = weights[key]
+    return found
+
+
+def spread(slots: int, spec: Spec, weights: Array | None = None) -> list[int]:
+    """Copies [T] for ``slots`` slots: every kind of task (group and team size) gets its share by the ``weights`` [T] of
+    its tasks (default: equal), at least one slot; some tasks may get none of their own.
 
     Raises:
         ValueError: fewer slots than kinds of tasks.
@@ -232,7 +316,8 @@ def spread(slots: int, spec: Spec) -> list[int]:
     if slots < len(kinds):
         names = ", ".join(f"{group} with {agents} agents" for group, agents in kinds)
         raise ValueError(f"slots={slots}, but the tasks are of {len(kinds)} kinds that cannot share one: {names}")
-    shares = {kind: slots * len(own) / len(spec.tasks) for kind, own in kinds.items()}
+    weights = np.ones(len(spec.tasks)) if weights is None else weights
+    shares = {kind: float(slots * weights[own].sum() / weights.sum()) for kind, own in kinds.items()}
     counts = {kind: max(1, int(share)) for kind, share in shares.items()}
     while (rest := slots - sum(counts.values())) != 0:
         gaps = {kind: shares[kind] - count for kind, count in counts.items() if rest > 0 or count > 1}

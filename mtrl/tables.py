@@ -71,15 +71,15 @@ def agents() -> Table:
 
 def tasks(suite: str) -> Table:
     """Tasks of a mix, with their score scales and where these come from."""
-    found = registry.tasks(suite)
+    found = registry.mix(suite)
     table = Table(box=None, header_style="bold")
     table.add_column("task", no_wrap=True)
-    for column in ("horizon", "rows", "score 0 .. 1"):
+    for column in ("copies", "horizon", "rows", "score 0 .. 1"):
         table.add_column(column, justify="right")
-    for task in found:
+    for task, copies in zip(found.tasks, found.copies, strict=True):
         scale = f"{task.score[0]:g} .. {task.score[1]:g}"
-        table.add_row(task.name, str(task.horizon), str(task.agents), scale)
-    sources = dict.fromkeys(task.score_source for task in found if task.score_source)
+        table.add_row(task.name, str(copies), str(task.horizon), str(task.agents), scale)
+    sources = dict.fromkeys(task.score_source for task in found.tasks if task.score_source)
     table.caption = "\n".join(f"score: {source}" for source in sources)
     table.caption_justify = "left"
     return table

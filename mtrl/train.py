@@ -24,7 +24,8 @@ from mtrl.evaluate import Evaluation, evaluate
 from mtrl.log import Logger
 from mtrl.monitor import Monitor
 from mtrl.nn.size import network_sizes
-from mtrl.sampler import Sampled, spread
+from mtrl.registry import Mix
+from mtrl.sampler import Sampled, spread, task_weights
 from mtrl.signals import collected
 from mtrl.spaces import make_spec
 from mtrl.types import Agent, Spec, Task
@@ -61,10 +62,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             checkpoint stays.
     """
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    tasks = registry.tasks(config.suite)
-    spec = make_spec(tasks)
+    mix = registry.mix(config.suite)
+    tasks, spec = mix.tasks, make_spec(mix.tasks)
     agent = runs.make_agent(config, spec)
-    copies, sampler = _slots(config, spec)
+    copies, sampler = _slots(config, spec, mix, agent)
     saved = checkpoint.load(out / runs.CHECKPOINTS) if resume and _checkpoints(out) else None
     origin = transfer.prepare(agent, config, out, saved)
     if not resume:
@@ -106,7 +107,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             decision = actor(envs.obs)
             envs.step_async(decision.action)
             try:
-                monitor.update(agent.update())
+                _learn(agent, monitor, sampler)
             except FloatingPointError as error:
                 raise FloatingPointError(f"{error}, at environment step {step}; {_last_good(out)}") from error
             transition, _ = envs.step_wait(decision)
@@ -169,16 +170,31 @@ def _autopsy(out: Path) -> Iterator[None]:
         raise runs.RunError(f"{error}\n{where}{_last_good(out)}") from error
 
 
-def _slots(config: RunConfig, spec: Spec) -> tuple[list[int], Sampled | None]:
+def _learn(agent: Agent, monitor: Monitor, sampler: Sampled | None) -> None:
+    """Let the agent learn if it is time, and tell who wants to know."""
+    metrics = agent.update()
+    monitor.update(metrics)
+    if sampler is not None and metrics:
+        sampler.learned(agent)
+
+
+def _slots(config: RunConfig, spec: Spec, mix: Mix, agent: Agent) -> tuple[list[int], Sampled | None]:
     """Copies of each task, and who decides what a slot plays next; None if every slot keeps its task."""
-    given = spread(config.slots, spec) if config.slots else config.copies
-    copies = [given] * len(spec.tasks) if isinstance(given, int) else list(given)
-    if len(copies) != len(spec.tasks):
-        raise ConfigError(f"copies has {len(copies)} entries for {len(spec.tasks)} tasks: give one number, or one each")
+    if isinstance(config.copies, tuple) and len(config.copies) != len(spec.tasks):
+        number = len(config.copies)
+        raise ConfigError(f"copies has {number} entries for {len(spec.tasks)} tasks: give one number, or one each")
+    if config.slots:
+        copies = spread(config.slots, spec, task_weights(config.sampler.weights, spec, mix.parts))
+    elif isinstance(config.copies, tuple):
+        copies = list(config.copies)
+    else:
+        copies = [config.copies * each for each in mix.copies]
     if config.sampler.kind == "pinned":
         return copies, None
+    if config.sampler.kind == "plr" and not hasattr(agent, "errors"):
+        raise ConfigError(f"sampler plr scores by value errors, which {config.agent['kind']!r} does not tell; ppo does")
     home = [task for group in spec.groups for task in group.tasks for _ in range(copies[task])]
-    return copies, Sampled(config.sampler, spec, home, config.seed)
+    return copies, Sampled(config.sampler, spec, home, config.seed, mix.parts)
 
 
 def _vector(

@@ -275,6 +275,9 @@ class Agent(Protocol):
     agent's seed, so that evaluating does not disturb training.
 
     ``recurrent`` says whether actors carry memory from step to step.
+
+    An agent may have ``errors``, [t, N] float64: after an update that learned, the size of the value error of each step
+    since the last such update, NaN for rows that did not count. The sampler ``plr`` asks for it.
     """
 
     recurrent: bool

@@ -20,7 +20,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 LAYERS = (
     ("types", "files", "signals"),
     ("opengl", "spaces", "registry", "frames"),
-    ("vector", "nn", "rollout", "replay"),
+    ("vector", "nn", "rollout", "replay", "levels"),
     ("sampler",),
     ("highlights", "video"),
     ("checkpoint", "config", "doctor", "evaluate", "log", "monitor", "runs", "sinks", "terminal", "testing"),

@@ -26,6 +26,8 @@ def test_lists() -> None:
     tasks = call("list", "tasks", "minigrid/mt3").output
     assert "minigrid/LavaGapS7" in tasks
     assert "196" in tasks
+    mix = call("list", "tasks", f"{PROBES}/action*3+minigrid/mt3").output
+    assert [line.split()[:2] for line in mix.splitlines()[1:3]] == [["probe/action", "3"], ["minigrid/LavaGapS7", "1"]]
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,9 @@ def test_lists() -> None:
         (("watch", "--suite", "minigrid/mt3", "--training", "best"), "--training shows what a run has recorded"),
         (("watch", "nowhere", "--training", "best", "--seed", "1"), "--training shows what a run has recorded"),
         (("watch", "--suite", f"{PROBES}/discrete", "--out", "x.mp4"), "cannot render: its build takes no render_mode"),
+        (("train", "--suite", "minigrid/mt3*0"), "'minigrid/mt3*0': write copies as a whole number from 1 up"),
+        (("train", "--suite", "minigrid/mt3*2", "slots=4", "sampler.kind=uniform"), "slots and '*2' in suite"),
+        (("check", "minigrid/mt3*no"), "write copies as a whole number"),
         (("list", "task"), "did you mean 'tasks'?"),
         (("list", "tasks", "minigrid/DorKey-6x6"), "did you mean 'DoorKey-6x6'?"),
         (("check", "minigird/mt3"), "did you mean 'minigrid'?"),
@@ -107,6 +112,13 @@ def test_check_passes_on_good_tasks_and_fails_on_bad_ones() -> None:
     good = call("check", f"{PROBES}/discrete")
     assert good.exit_code == 0, good.output
     assert "probe/constant" in good.output
+
+
+def test_check_takes_the_parts_of_a_mix() -> None:
+    both = call("check", f"{PROBES}/action*4+{PROBES}/constant")
+    assert both.exit_code == 0, both.output
+    assert "group action" in both.output
+    assert "group constant" in both.output
 
 
 def test_doctor_reports() -> None:

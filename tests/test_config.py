@@ -56,6 +56,17 @@ def test_a_dumped_config_is_the_same_config(tmp_path: Path) -> None:
         (["agent=pppo"], r"agent.*unknown agent 'pppo'; did you mean 'ppo'\?"),
         (["steps=0"], r"steps: .*greater than 0.*got 0"),
         (["steps"], r"override 'steps' is not of the form key=value"),
+        (["suite=a/b*0"], r"suite: .*'a/b\*0' in suite 'a/b\*0': write copies as a whole number"),
+        (
+            ["suite=a/b*4+c/d", "copies=[1,2]"],
+            r"^Value error, copies and '\*4' in suite 'a/b\*4\+c/d' both say how many",
+        ),
+        (["suite=a/b*4", "slots=3", "sampler.kind=uniform"], r"slots and '\*4' in suite 'a/b\*4' both say how many"),
+        (
+            ["sampler.weights={a: 2}"],
+            r"sampler: .*weights do not count for pinned: set sampler\.kind to one that draws",
+        ),
+        (["sampler.weights={a: 2}", "sampler.kind=round_robin"], r"weights do not count for round_robin"),
         (["device=gpu"], r"device: .*'auto', 'cpu' or 'cuda'.*got 'gpu'"),
     ],
 )

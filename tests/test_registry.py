@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import types
@@ -81,6 +82,26 @@ def test_groups_and_single_tasks() -> None:
 def test_mixes_keep_the_order_written() -> None:
     assert named("fruit/lemon+single/only+fruit/sweet") == ["fruit/lemon", "fruit/stone", "fruit/pear", "fruit/apple"]
     assert named(" fruit/lemon + fruit/pear ") == ["fruit/lemon", "fruit/pear"]
+
+
+def test_copies_belong_to_a_part() -> None:
+    found = registry.mix("fruit/lemon + fruit/sweet*3+single * 2")
+    assert [task.name for task in found.tasks] == ["fruit/lemon", "fruit/pear", "fruit/apple", "fruit/stone"]
+    assert found.copies == (1, 3, 3, 2)
+    assert found.parts == ("fruit/lemon", "fruit/sweet", "fruit/sweet", "single")
+    assert registry.tasks("fruit/sweet*3") == registry.tasks("fruit/sweet")
+    assert registry.mix(f"{HERE}:Fruit/pear*12").copies == (12,)
+
+
+@pytest.mark.parametrize("part", ["fruit/pear*0", "fruit/pear*", "fruit/pear*-1", "fruit/pear*2.5", "4*fruit/pear"])
+def test_copies_that_are_no_number_are_errors(part: str) -> None:
+    message = (
+        f"{part!r} in suite 'fruit/lemon+{part}': write copies as a whole number from 1 up, as in 'minigrid/mt3*4'"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        registry.tasks(f"fruit/lemon+{part}")
+    with pytest.raises(ValueError, match="empty part"):
+        registry.tasks("*4")
 
 
 def test_group_may_be_left_out_if_there_is_one() -> None:

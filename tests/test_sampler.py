@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mtrl import runs
+from mtrl import checkpoint, runs
 from mtrl.config import ConfigError, parse_config
 from mtrl.registry import UnknownNameError, tasks
-from mtrl.sampler import Progress, Sampled, SamplerConfig, spread, stretch
+from mtrl.sampler import Progress, Sampled, SamplerConfig, spread, stretch, task_weights
 from mtrl.spaces import make_spec
 from mtrl.train import train
 from mtrl.types import Episode, Journal, Spec, TaskInfo
 from tests.test_train import assert_same_state, config, records
 
-KINDS = ["round_robin", "uniform", "weighted", "success_balanced", "learnability", "learning_progress", "exp3"]
+KINDS = ["round_robin", "uniform", "weighted", "success_balanced", "learnability", "learning_progress", "exp3", "alp"]
 SPEC = Spec(tuple(TaskInfo(name, "g", 10, (0.0, 2.0)) for name in "abcd") + (TaskInfo("e", "other", 10),), ())
 NO_ACTIONS = np.zeros(0)
 
 
-def episode(task: int, *, success: bool | None = None, ret: float = 0.0) -> Episode:
-    journal = Journal(SPEC.tasks[task].name, 0, NO_ACTIONS)
+def episode(
+    task: int, *, success: bool | None = None, ret: float = 0.0, slot: int = 0, seed: int = 0, length: int = 1
+) -> Episode:
+    journal = Journal(SPEC.tasks[task].name, seed, NO_ACTIONS)
     return Episode(
         task=task,
-        slot=0,
+        slot=slot,
         index=0,
-        seed=0,
+        seed=seed,
         ret=ret,
-        length=1,
+        length=length,
         success=success,
         success_last=success,
         terminated=True,
@@ -50,6 +54,11 @@ def teach(sampler: Sampled, rates: list[float], episodes: int = 200) -> None:
             sampler.update(episode(task, success=bool(rng.random() < rate)))
 
 
+def score(sampler: Sampled, *errors: float) -> None:
+    """Value errors of an update that follows as many steps as there are errors; the same in all rows."""
+    sampler.learned(SimpleNamespace(errors=np.repeat(np.array(errors)[:, None], 2, axis=1)))  # pyright: ignore[reportArgumentType]
+
+
 def frequencies(sampler: Sampled, draws: int = 4000) -> np.ndarray:
     before = sampler.drawn.copy()
     for index in range(draws):
@@ -60,7 +69,7 @@ def frequencies(sampler: Sampled, draws: int = 4000) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_frequencies_are_the_probabilities(kind: str) -> None:
     """Chi-square at .1 %; only tasks of the slot's group; the floor is kept."""
-    sampler = sampled(kind, weights={"a": 3.0, "c": 0.5}, floor=0.2)
+    sampler = sampled(kind, floor=0.2, weights={} if kind == "round_robin" else {"a": 3.0, "c": 0.5})
     teach(sampler, [0.9, 0.5, 0.1, 0.0], 60)
     allowed = np.array([True] * 4 + [False])
     expected = sampler.probs(allowed)
@@ -140,19 +149,49 @@ def test_learning_progress_prefers_what_is_being_learned() -> None:
     assert probs[2] == pytest.approx(0.05)  # never succeeded: the floor
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_alp_is_the_mean_change_between_a_tasks_episodes() -> None:
+    sampler = sampled("alp", floor=0.0)
+    allowed = np.array([True] * 4 + [False])
+    for scores in ([0.0, 1.0, 0.0], [0.5, 0.5, 0.5], [0.0, 0.0, 0.5], [0.25]):
+        task = int(sampler._played[:4].argmin())
+        for each in scores:
+            sampler.update(episode(task, ret=2 * each))
+    np.testing.assert_allclose(sampler.probs(allowed), np.array([1, 0, 0.25, 0, 0]) / 1.25)
+    for _ in range(11):  # changes of 0: a plain mean up to the tenth change, then a tenth each
+        sampler.update(episode(2, ret=1.0))
+    change = 0.5 / 10 * 0.9**3
+    np.testing.assert_allclose(sampler.probs(allowed)[2], change / (1 + change))
+
+
+def test_weights_name_tasks_parts_and_patterns() -> None:
+    spec = Spec(tuple(TaskInfo(name, "g", 10) for name in ("x/a", "x/b", "y/a", "y/b", "z/c")), ())
+    parts = ["x/all", "x/all", "y/a", "y/b", "z"]
+    weights = {"y/a": 7.0, "x/all": 3.0, "*/a": 2.0, "[yz]/?": 5.0, "z": 4.0}
+    assert task_weights(weights, spec, parts).tolist() == [3, 3, 7, 5, 4]
+    assert task_weights({}, spec).tolist() == [1] * 5
+    with pytest.raises(UnknownNameError, match=r"unknown task in sampler\.weights 'x/al'; did you mean 'x/all'\?"):
+        task_weights({"x/al": 2.0}, spec, parts)
+    with pytest.raises(UnknownNameError, match="or a pattern such as 'minigrid/"):
+        task_weights({"w/*": 2.0}, spec, parts)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "plr"])
 def test_state_goes_on_bit_for_bit(kind: str) -> None:
     one, other = sampled(kind), sampled(kind)
     rng = np.random.default_rng(0)
     for index in range(120):
         task = one.assign(index % 2, index).task
-        one.update(episode(task, success=bool(rng.integers(2))))
+        one.update(episode(task, success=bool(rng.integers(2)), slot=index % 2, seed=index))
+        if index % 3 == 0:
+            score(one, 0.3, float(rng.random()), 0.1)
     other.load_state_dict(one.state_dict())
     for index in range(120, 200):
         assert one.assign(0, index) == other.assign(0, index)
-        result = episode(index % 4, ret=float(rng.random()))
-        one.update(result)
-        other.update(result)
+        result = episode(index % 4, ret=float(rng.random()), seed=index)
+        for each in (one, other):
+            each.update(result)
+            if index % 3 == 0:
+                score(each, 0.1, 0.2, float(index))
 
 
 def test_slots_are_spread_over_kinds_of_tasks() -> None:
@@ -162,6 +201,8 @@ def test_slots_are_spread_over_kinds_of_tasks() -> None:
     assert spread(11, SPEC) == [3, 2, 2, 2, 2]
     for slots in range(2, 40):
         assert sum(spread(slots, SPEC)) == slots
+    weighted = np.array([3.0, 3.0, 3.0, 3.0, 4.0])
+    assert [spread(slots, SPEC, weighted) for slots in (2, 4, 8)] == [[1, 0, 0, 0, 1], [1, 1, 1, 0, 1], [2, 2, 1, 1, 2]]
     with pytest.raises(ValueError, match="slots=1, but the tasks are of 2 kinds that cannot share one: g with 1"):
         spread(1, SPEC)
 
@@ -175,12 +216,12 @@ def test_mistakes_are_named() -> None:
         parse_config({"suite": "mtrl.testing:Probes/both", "agent": {"kind": "random"}, "slots": 2})
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_few_slots_play_many_tasks_and_resume_exactly(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("kind", "workers"), [("learnability", 0), ("learnability", 2), ("plr", 0)])
+def test_few_slots_play_many_tasks_and_resume_exactly(tmp_path: Path, kind: str, workers: int) -> None:
     """Every task is played on two slots; a run cut in the middle ends like the whole one, on either backend."""
     suite, ppo = "mtrl.testing:Probes/discrete", {"kind": "ppo", "rollout": 16, "epochs": 1}
     spec = make_spec(tasks(suite))
-    options: dict[str, Any] = {"slots": 2, "sampler": {"kind": "learnability"}, "copies": 1}
+    options: dict[str, Any] = {"slots": 2, "sampler": {"kind": kind}, "copies": 1}
     whole = config(ppo, suite, **options)
     train(whole, tmp_path / "whole")
     train(whole.model_copy(update={"steps": 500, "workers": workers}), tmp_path / "cut")
@@ -192,3 +233,55 @@ def test_few_slots_play_many_tasks_and_resume_exactly(tmp_path: Path, workers: i
     for task in spec.tasks:
         assert last[f"sampler/{task.name}_episodes"] > 0
         assert 0 < last[f"sampler/{task.name}_prob"] < 1
+    levels = checkpoint.load(tmp_path / "whole" / runs.CHECKPOINTS).state["envs"]["schedule"]["levels"]
+    assert (levels is not None) == (kind == "plr")
+    if levels is not None:
+        assert (levels["score"] >= 0).any(axis=1).all()
+        assert levels["drawn"].max() > 0
+
+
+def test_plr_draws_levels_and_new_seeds_as_often_as_it_says() -> None:
+    """Chi-square at .1 % over all levels of four tasks and each task's new seeds; one task has no levels yet."""
+    sampler = sampled("plr", floor=0.2, warmup=0, weights={"a": 3.0})
+    played = [(0, 1, 0.3), (0, 2, 0.2), (1, 3, 0.25), (2, 4, 0.28)]
+    for task, seed, error in played:
+        sampler.update(episode(task, seed=seed))
+        score(sampler, error)
+    allowed = np.array([True] * 4 + [False])
+    levels = sampler._levels
+    assert levels is not None
+    share = levels.probs(allowed)[[0, 0, 1, 2], [0, 1, 0, 0]] * np.array([3, 3, 1, 1])
+    expected = np.concatenate((0.8 * share / share.sum(), [0.05] * 4))
+    known, draws = {(task, seed): i for i, (task, seed, _) in enumerate(played)}, 4000
+    found = np.zeros(8)
+    for index in range(draws):
+        levels.clock[:], levels.drawn[:] = 0, 0  # so that staleness stays as it is
+        task, seed = sampler.assign(0, index)
+        found[known.get((task, seed), 4 + task)] += 1
+    assert found.sum() == draws
+    assert ((found - draws * expected) ** 2 / (draws * expected)).sum() < 24.3
+
+
+def test_plr_needs_an_agent_that_tells_its_errors(tmp_path: Path) -> None:
+    plr: dict[str, Any] = {"slots": 2, "sampler": {"kind": "plr"}, "copies": 1}
+    with pytest.raises(ConfigError, match="sampler plr scores by value errors, which 'random' does not tell; ppo does"):
+        train(config({"kind": "random"}, "mtrl.testing:Probes/discrete", **plr), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_copies_of_a_mix_and_the_same_evaluation(tmp_path: Path) -> None:
+    """Steps are shared 1 : 3; the evaluation plays the same episodes as without copies."""
+    probes = "mtrl.testing:Probes"
+    for name, suite in {
+        "plain": f"{probes}/action+{probes}/constant",
+        "mix": f"{probes}/action+{probes}/constant*3",
+    }.items():
+        train(config({"kind": "random"}, suite, copies=2, steps=80), tmp_path / name)
+    plain, mix = (
+        json.loads((tmp_path / name / runs.SUMMARY).read_text())["evaluation"]["tasks"] for name in ("plain", "mix")
+    )
+    assert [[e["seed"] for e in task["episodes"]] for task in plain.values()] == [
+        [e["seed"] for e in task["episodes"]] for task in mix.values()
+    ]
+    slots = checkpoint.load(tmp_path / "mix" / runs.CHECKPOINTS).state["envs"]["slots"]
+    assert len(slots) == 2 * (1 + 3)

@@ -134,6 +134,7 @@ class PPO:
         # Running moments rather than each rollout's own: while a sparse reward is not found, a rollout's advantages
         # are the critic's errors and nothing else, and brought to deviation 1 they would drive the policy.
         self.spread = TaskMoments(len(spec.tasks), decay=config.advantage_decay, floor=1e-12)
+        self.errors: Array | None = None  # sizes of the last rollout's value errors, for samplers
         self.critic_memory: Tensor | None = None  # the critic's own memory where the rollout starts, [n, H]
         self.updates = self.version = 0  # version: of the policy
 
@@ -238,6 +239,7 @@ class PPO:
         final = roll.terminated, roll.truncated
         advantage = gae(roll.reward, value, next_value, *final, gamma=config.gamma, lam=config.lam)
         returns = advantage + value
+        self.errors = np.where(roll.valid, np.abs(advantage), np.nan)
         metrics = explained_variance(returns, value, roll, self.names)
         if config.normalize_value:
             before = self.moments.mean, self.moments.std

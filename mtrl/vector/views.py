@@ -290,9 +290,9 @@ def make(
     """The padded view of a mix of tasks; behind ``gymnasium.make_vec("mtrl_envs:...")``.
 
     Args:
-        suite: as on the command line: ``"metaworld/mt10"``, ``"minigrid/mt3"``, ``"a/b+c/d"``.
-        num_envs: rows. None and 1 (what ``make_vec`` passes by default) give each task one copy; otherwise a multiple
-            of the rows that one copy of each task fills.
+        suite: as on the command line: ``"metaworld/mt10"``, ``"minigrid/mt3"``, ``"a/b+c/d*4"``.
+        num_envs: rows. None and 1 (what ``make_vec`` passes by default) give each task the copies that ``suite`` says;
+            otherwise a multiple of the rows that these fill.
         seed: the run seed, until ``reset(seed=...)`` gives another.
         workers: worker processes; 0 steps the environments in this one.
         flatten, illegal: see ``Padding``.
@@ -300,16 +300,18 @@ def make(
     Raises:
         ValueError: ``num_envs`` is no such multiple.
         mtrl.registry.UnknownNameError: no such suite or group.
+        mtrl.registry.MixError: ``suite`` is written wrongly.
     """
-    tasks = registry.tasks(suite)
-    rows = sum(task.agents for task in tasks)
-    copies, rest = divmod(rows if num_envs in (None, 1) else num_envs, rows)
-    if rest or copies < 1:
+    mix = registry.mix(suite)
+    rows = sum(task.agents * copies for task, copies in zip(mix.tasks, mix.copies, strict=True))
+    times, rest = divmod(rows if num_envs in (None, 1) else num_envs, rows)
+    if rest or times < 1:
+        each = "one copy of each task" if max(mix.copies) == 1 else "the copies it asks for"
         raise ValueError(
-            f"num_envs={num_envs}: {suite!r} fills {rows} rows with one copy of each task; "
-            f"give a multiple of {rows}, such as {max(copies, 1) * rows}"
+            f"num_envs={num_envs}: {suite!r} fills {rows} rows with {each}; "
+            f"give a multiple of {rows}, such as {max(times, 1) * rows}"
         )
-    envs = MultiTaskVectorEnv(tasks, copies, seed=seed, workers=workers)
+    envs = MultiTaskVectorEnv(mix.tasks, [times * copies for copies in mix.copies], seed=seed, workers=workers)
     try:
         return PaddedVectorEnv(envs, flatten=flatten, illegal=illegal)
     except ValueError:

@@ -41,6 +41,12 @@ def test_a_plan_is_agents_x_suites_x_seeds() -> None:
     assert [job.seed for job in jobs] == [4] * 4 + [7] * 4, "seed by seed: early results cover everyone"
 
 
+def test_copies_in_a_suite_belong_to_its_name() -> None:
+    jobs = plan(parse_spec(raw(suites=[f"{PROBES}/discrete", f"{PROBES}/discrete*4"], seeds=1)))
+    assert len({job.name for job in jobs}) == 4
+    assert [job.config.suite for job in jobs[::2]] == [f"{PROBES}/discrete", f"{PROBES}/discrete*4"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -64,6 +70,8 @@ def test_mistakes_in_a_spec(changes: dict[str, Any], message: str) -> None:
     ("changes", "message"),
     [
         ({"suites": ["minigird/mt3"]}, "x: suites: unknown suite 'minigird'; did you mean 'minigrid'"),
+        ({"suites": [f"{PROBES}/discrete*0"]}, "x: suites: .*write copies as a whole number from 1 up"),
+        ({"suites": [f"{PROBES}/discrete*2"], "run": {"copies": [1, 1]}}, r"copies and '\*2' in suite .* both say"),
         ({"agents": {"a": {"agent": "pppo"}}}, "agent 'a' on .*did you mean 'ppo'"),
         ({"agents": {"a": {"agent": {"kind": "ppo", "gama": 1}}}}, r"agent\.gama: unknown key; did you mean 'gamma'"),
         ({"agents": {"a b": {}, "a_b": {}}}, "two runs would share the folder a_b--"),

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 
 import mtrl_envs
 from mtrl import registry
+from mtrl.vector.views import make
 
 
 def test_every_group_has_an_id() -> None:
@@ -38,6 +39,18 @@ def test_rows_are_tasks_times_copies(num_envs: int, copies: int) -> None:
             assert reward.shape == terminated.shape == truncated.shape == (3 * copies,)
     finally:
         envs.close()
+
+
+def test_copies_in_the_suite_count() -> None:
+    """Two rows of one task and one of the other; ``num_envs`` is a multiple of all."""
+    for num_envs, times in ((1, 1), (3, 1), (6, 2)):
+        envs = make("mtrl.testing:Probes/action*2+mtrl.testing:Probes/constant", num_envs)
+        assert envs.reset(seed=0)[0]["task"].tolist() == [0] * 2 * times + [1] * times
+        envs.close()
+    with pytest.raises(
+        ValueError, match=r"num_envs=4: .* fills 3 rows with the copies it asks for; give a multiple of 3"
+    ):
+        make("mtrl.testing:Probes/action*2+mtrl.testing:Probes/constant", 4)
 
 
 def test_seed_decides_and_workers_do_not() -> None:
