@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FEW = 32
+"""Fewer grids than this are convolved as they are: looking for patches would take longer than it saves."""
+
 MOST = 65536
 """Most distinct patches of a layer: four of their numbers fit into one of 64 bits."""
 
@@ -46,10 +49,10 @@ class Patches(NamedTuple):
 def find_patches(cells: Tensor, layers: int) -> Patches | None:
     """What ``layers`` 2x2 convolutions see of grids of ids [n, h, w] int64, ids in [0, 65536).
 
-    None where it does not pay: without layers, for more patches than can be told apart, and on a GPU (where the
-    gradient of a look-up is not deterministic either).
+    None where it does not pay: without layers, for few grids, for more patches than can be told apart, and on a GPU
+    (where the gradient of a look-up is not deterministic either).
     """
-    if not layers or cells.device.type != "cpu":
+    if not layers or len(cells) < FEW or cells.device.type != "cpu":
         return None
     parts: list[Tensor] = []
     for _ in range(layers):

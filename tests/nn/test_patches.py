@@ -15,7 +15,7 @@ from mtrl.nn.perception import GridCNN, View
 PLANES = (5, 3, 2)
 
 
-def _images(n: int = 12) -> Tensor:
+def _images(n: int = 40) -> Tensor:
     """Pictures [n, 3, 7, 6] of ids, many patches of which repeat."""
     generator = torch.Generator().manual_seed(0)
     few = [torch.randint(high, (n, 7, 6), generator=generator) for high in PLANES]
@@ -33,29 +33,35 @@ def test_cells_codes_and_strides_agree() -> None:
 
 
 def test_patches_spell_the_grid_they_came_from() -> None:
-    cells = torch.tensor([[[0, 1, 0, 1], [2, 3, 2, 3], [0, 1, 0, 1]]])
+    cells = torch.tensor([[[0, 1, 0, 1], [2, 3, 2, 3], [0, 1, 0, 1]]]).expand(module.FEW, 3, 4)
     found = find_patches(cells, 2)
     assert found is not None
     first, second = found.parts
     assert {tuple(quad) for quad in first.tolist()} == {(0, 1, 2, 3), (1, 0, 3, 2), (2, 3, 0, 1), (3, 2, 1, 0)}
     assert len(second) == 2
-    assert found.place.shape == (1, 1, 2)
+    assert found.place.shape == (module.FEW, 1, 2)
     corners = first[second[found.place], 0]  # the upper left cells of the four quarters
-    assert corners.tolist() == [[[[0, 1, 2, 3], [1, 0, 3, 2]]]]
+    assert corners.tolist() == [[[[0, 1, 2, 3], [1, 0, 3, 2]]]] * module.FEW
 
 
 def test_largest_ids_are_told_apart() -> None:
     top = module.MOST - 1
-    cells = torch.tensor([[[top, top], [top, top]], [[top, top], [top, 0]], [[0, top], [top, top]]])
+    cells = torch.tensor([[[top, top], [top, top]], [[top, top], [top, 0]], [[0, top], [top, top]]] * module.FEW)
     found = find_patches(cells, 1)
     assert found is not None
-    assert torch.equal(found.parts[0][found.place].view(3, 4), cells.view(3, 4))
+    assert torch.equal(found.parts[0][found.place].view(-1, 4), cells.view(-1, 4))
 
 
 def test_more_patches_than_can_be_told_apart_are_left_alone() -> None:
-    cells = torch.randint(module.MOST, (1, 300, 300), generator=torch.Generator().manual_seed(0))
+    cells = torch.randint(module.MOST, (module.FEW, 60, 60), generator=torch.Generator().manual_seed(0))
     assert find_patches(cells, 1) is None
-    assert find_patches(cells[:, :2, :2], 0) is None
+
+
+def test_few_grids_and_no_layers_are_left_alone() -> None:
+    cells = torch.zeros(module.FEW, 3, 3, dtype=torch.int64)
+    assert find_patches(cells, 1) is not None
+    assert find_patches(cells[1:], 1) is None
+    assert find_patches(cells, 0) is None
 
 
 def test_pick_lays_rows_of_each_stack_side_by_side() -> None:
@@ -84,7 +90,7 @@ def test_experts_over_ids_equal_their_convolutions(experts: int) -> None:
     fast.load_state_dict(plain.state_dict())
     latents = GridCNN((3, 7, 6), PLANES, ()).double()(_images())
     found, expected = fast(latents), plain(latents)
-    assert found.shape == expected.shape == (experts, 12, fast.out)
+    assert found.shape == expected.shape == (experts, 40, fast.out)
     torch.testing.assert_close(found, expected)
     weight = torch.randn(found.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     mine = torch.autograd.grad((found * weight).sum(), list(fast.parameters()))
