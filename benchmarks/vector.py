@@ -1,16 +1,15 @@
-"""Stepping speed of the vector beside its peers: environment steps per second with random actions, and memory.
+"""Stepping speed of the vector beside its peers: environment steps per second with random actions, memory, start-up.
 
-    python benchmarks/vector.py                          # metaworld/mt10 and minigrid/mt7
+    python benchmarks/vector.py                                    # MT10, 8 MiniGrid ids, 8 Atari games, all 26 at once
     python benchmarks/vector.py minigrid/mt7 --rounds 15 --out results/vector.json
-    python benchmarks/vector.py --memory metaworld/mt50  # all processes together
+    python benchmarks/vector.py --scaling metaworld/mt10 --copies 1 5 10 20
 
-Peers step the packages' own environments under the least wrapping that they can hold: MetaWorld's class with a time
-limit, MiniGrid with its image only (ours also carries direction, tasks and exact successors). "bound" are two
-processes that step those same environments in plain loops and never talk: what no communication would cost.
-Contestants stay alive and take turns round by round; figures are medians over rounds, ratios are medians of the
-rounds' own ratios, so that a machine that slows down hurts all alike. "CPU us" is the processor time of all processes
-together per environment step, which hardly depends on what else runs. PufferLib 3.0.0 does not install beside numpy 2
-and is left out.
+Peers are in ``benchmarks/peers.py``; what is not installed, or cannot hold the tasks, is named and left out. A "bound"
+is two processes that step environments in plain loops and never talk: what no communication would cost, with the
+packages' environments or with ours, which are faster. Contestants stay alive and take turns round by round; figures are
+medians over rounds, ratios are medians of the rounds' own ratios, so that a machine that slows down hurts all alike.
+"CPU us" is the processor time of all processes together per environment step, which hardly depends on what else runs.
+PufferLib 3.0.0 does not install beside numpy 2 and is left out.
 """
 
 from __future__ import annotations
@@ -25,38 +24,23 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import psutil
-from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from peers import GIVES_UP, peers, stock
 
 from mtrl import registry
-from mtrl.types import Decision
+from mtrl.types import Decision, Task
 from mtrl.vector import MultiTaskVectorEnv
 
-OURS, BOUND = "mtrl, 2 workers", "bound: 2 raw loops"
-
-
-def stock(name: str) -> gym.Env[Any, Any]:
-    """The package's own environment of a task named as in our suites."""
-    suite, _, task = name.partition("/")
-    if suite == "metaworld":
-        from mtrl_envs.metaworld import make_raw
-
-        raw = make_raw(task)
-        raw._freeze_rand_vec = False  # a new goal at every reset
-        return gym.wrappers.TimeLimit(raw, 500)
-    from minigrid.wrappers import ImgObsWrapper
-
-    from mtrl_envs.minigrid import make_stock
-
-    return ImgObsWrapper(
-        make_stock(next(i for i in gym.registry if task in i and i.startswith(("MiniGrid", "BabyAI"))))
-    )
+OURS, IN_PROCESS = "mtrl, 2 workers", "mtrl, in process"
+STOCK_BOUND, OWN_BOUND = "bound: 2 raw loops", "bound with our environments"
+MINIGRID = "minigrid/mt7+minigrid/DoorKey-8x8"
+MIX = f"metaworld/mt10+{MINIGRID}+atari/8"
+PACKAGES = ("gymnasium", "stable-baselines3", "metaworld", "mujoco", "minigrid", "ale-py", "numpy")
+PEERS = ("tianshou", "torchrl", "envpool")
 
 
 class Raw:
@@ -102,30 +86,22 @@ def _raw_loop(makers: Sequence[Callable[[], Any]], link: Any) -> None:
         link.send(steps * len(envs) / (time.perf_counter() - start))
 
 
-class Vector:
-    """A vector environment of Gymnasium or Stable-Baselines3, or ours by its Gymnasium or native face."""
+class Ours:
+    """Our vector by its native face: send, receive, the transition of every row."""
 
-    def __init__(self, envs: Any, rows: int) -> None:
-        self._envs, self._rows = envs, rows
-        envs.reset()
-        self._native = isinstance(envs, MultiTaskVectorEnv)
-        envs.action_space.seed(0)
-        self._actions: list[Any] = [envs.action_space.sample() for _ in range(256)]
-        if not isinstance(envs, VectorEnv):  # SB3's action space is that of one row
-            self._actions = [np.stack([self._actions[(i + row) % 256] for row in range(rows)]) for i in range(256)]
+    def __init__(self, tasks: Sequence[Task], workers: int) -> None:
+        self._envs = MultiTaskVectorEnv(tasks, workers=workers)
+        self._envs.reset(seed=0)
+        self._envs.action_space.seed(0)
+        self._actions = [self._envs.action_space.sample() for _ in range(256)]
 
-    def run(self, steps: int) -> float:
-        """Environment steps per second over ``steps`` vector steps."""
+    def steps(self, count: int) -> None:
+        """Vector steps, with random actions."""
         envs, actions = self._envs, self._actions
-        start = time.perf_counter()
-        for step in range(steps):
+        for step in range(count):
             action = actions[step % 256]
-            if self._native:
-                envs.step_async(action)
-                envs.step_wait(Decision(action, {}))
-            else:
-                envs.step(action)
-        return steps * self._rows / (time.perf_counter() - start)
+            envs.step_async(action)
+            envs.step_wait(Decision(action, {}))
 
     def close(self) -> None:
         self._envs.close()
@@ -134,27 +110,33 @@ class Vector:
 def contestants(suite: str, stack: contextlib.ExitStack) -> dict[str, Any]:
     """Everything that takes part, alive; closed with the stack."""
     tasks = registry.tasks(suite)
-    makers = [partial(stock, task.name) for task in tasks]
+    if any(task.agents > 1 for task in tasks):
+        raise SystemExit(f"{suite}: no peer holds teams; battles have benchmarks/battles.py")
     made: dict[str, Callable[[], Any]] = {
-        OURS: lambda: Vector(MultiTaskVectorEnv(tasks, workers=2), len(tasks)),
-        "mtrl, in process": lambda: Vector(MultiTaskVectorEnv(tasks), len(tasks)),
-        "Gymnasium SyncVectorEnv": lambda: Vector(SyncVectorEnv(makers), len(tasks)),
-        "Gymnasium AsyncVectorEnv": lambda: Vector(AsyncVectorEnv(makers), len(tasks)),
-        BOUND: lambda: Raw(makers),
-        "bound with our environments": lambda: Raw([task.build for task in tasks]),
+        OURS: lambda: Ours(tasks, 2),
+        IN_PROCESS: lambda: Ours(tasks, 0),
+        STOCK_BOUND: lambda: Raw([partial(stock, task.name) for task in tasks]),
+        OWN_BOUND: lambda: Raw([task.build for task in tasks]),
+        **peers(tasks),
     }
-    try:
-        from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
-    except ImportError:
-        print("stable-baselines3 is not installed: left out")
-    else:
-        made["SB3 DummyVecEnv"] = lambda: Vector(DummyVecEnv(list(makers)), len(tasks))
-        made["SB3 SubprocVecEnv"] = lambda: Vector(SubprocVecEnv(list(makers)), len(tasks))
     alive = {}
     for name, make in made.items():
-        alive[name] = make()
-        stack.callback(alive[name].close)
+        try:
+            alive[name] = make()
+        except (ImportError, ValueError) as error:
+            print(f"left out: {name} ({error})")
+        else:
+            stack.callback(alive[name].close)
     return alive
+
+
+def run(contestant: Any, steps: int, rows: int) -> float:
+    """Environment steps per second over ``steps`` vector steps."""
+    if isinstance(contestant, Raw):
+        return contestant.run(steps)
+    start = time.perf_counter()
+    contestant.steps(steps)
+    return steps * rows / (time.perf_counter() - start)
 
 
 def cpu_seconds() -> float:
@@ -166,77 +148,112 @@ def cpu_seconds() -> float:
 
 def compare(suite: str, rounds: int, steps: int) -> dict[str, Any]:
     """Run all contestants in turn; returns speeds (environment steps per second) and ratios."""
+    rows = len(registry.tasks(suite))
     with contextlib.ExitStack() as stack:
         alive = contestants(suite, stack)
         for one in alive.values():
-            one.run(steps // 4)  # warm up
+            run(one, steps // 4, rows)  # warm up
         speeds: dict[str, list[float]] = {name: [] for name in alive}
         cost = dict.fromkeys(alive, 0.0)
         for round_ in range(rounds):
             order = list(alive) if round_ % 2 == 0 else list(alive)[::-1]
             for name in order:
                 before = cpu_seconds()
-                speeds[name].append(alive[name].run(steps))
+                speeds[name].append(run(alive[name], steps, rows))
                 cost[name] += cpu_seconds() - before
-        total = rounds * steps * len(registry.tasks(suite))
-        cpu = {name: seconds / total * 1e6 for name, seconds in cost.items()}
-    peers = [name for name in speeds if name.startswith(("Gymnasium", "SB3"))]
-    best = max(peers, key=lambda name: statistics.median(speeds[name]))
-    against = {"Gymnasium AsyncVectorEnv": "Gymnasium AsyncVectorEnv", f"best peer ({best})": best, BOUND: BOUND}
+    cpu = {name: seconds / (rounds * steps * rows) * 1e6 for name, seconds in cost.items()}
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    ours = max((OURS, IN_PROCESS), key=medians.__getitem__)  # what `workers: auto` takes
+    equals = [name for name in speeds if name not in (OURS, IN_PROCESS, STOCK_BOUND, OWN_BOUND, *GIVES_UP)]
+    best = max(equals, key=medians.__getitem__)
+    against = ["Gymnasium AsyncVectorEnv", best, STOCK_BOUND, OWN_BOUND, *(name for name in GIVES_UP if name in speeds)]
     ratios = {
-        label: statistics.median(a / b for a, b in zip(speeds[OURS], speeds[name], strict=True))
-        for label, name in against.items()
+        name: statistics.median(a / b for a, b in zip(speeds[ours], speeds[name], strict=True)) for name in against
     }
-    return {"suite": suite, "rounds": rounds, "steps": steps, "speeds": speeds, "cpu": cpu, "ratios": ratios}
+    told = {"suite": suite, "rows": rows, "rounds": rounds, "steps": steps, "ours": ours, "best peer": best}
+    return {**told, "speeds": speeds, "cpu": cpu, "ratios": ratios}
 
 
 def report(result: dict[str, Any]) -> None:
     """Print one table."""
-    ours = result["speeds"][OURS]
-    print(f"\n{result['suite']}: environment steps per second, {result['rounds']} rounds of {result['steps']} each")
+    ours = result["speeds"][result["ours"]]
+    print(f"\n{result['suite']} ({result['rows']} rows): environment steps per second, ", end="")
+    print(f"{result['rounds']} rounds of {result['steps']} vector steps")
     print(f"{'':30s}{'median':>9s}{'min':>9s}{'max':>9s}   ours / it   CPU us")
     for name, values in sorted(result["speeds"].items(), key=lambda item: -statistics.median(item[1])):
         ratio = statistics.median(a / b for a, b in zip(ours, values, strict=True))
         print(
             f"{name:30s}{statistics.median(values):9.0f}{min(values):9.0f}{max(values):9.0f}{ratio:9.2f}{result['cpu'][name]:12.0f}"
         )
-    print("; ".join(f"{ratio:.2f} x {label}" for label, ratio in result["ratios"].items()))
+    print(f"{result['ours']}: " + "; ".join(f"{ratio:.2f} x {label}" for label, ratio in result["ratios"].items()))
+    for name, what in GIVES_UP.items():
+        if name in result["speeds"]:
+            print(f"{name} {what}")
 
 
-def memory(suite: str) -> dict[str, Any]:
-    """Proportional set size in MB of this process and its workers, one row per task, after some steps."""
+def scaling(suite: str, copies: Sequence[int]) -> dict[str, Any]:
+    """Speed and memory per row as rows are added: ``copies`` of each task, two workers."""
     tasks = registry.tasks(suite)
-    with contextlib.closing(MultiTaskVectorEnv(tasks, workers=2)) as envs:
-        envs.reset()
-        for _ in range(50):
-            envs.step(envs.action_space.sample())
-        me = psutil.Process()
-        sizes = [p.memory_full_info().pss / 2**20 for p in (me, *me.children(recursive=True))]
-    print(f"{suite}: {sum(sizes):.0f} MB in {len(sizes)} processes ({', '.join(f'{size:.0f}' for size in sizes)})")
-    return {"suite": suite, "megabytes": sizes}
+    found = []
+    for number in copies:
+        start = time.perf_counter()
+        with contextlib.closing(MultiTaskVectorEnv(tasks, number, workers=2)) as envs:
+            envs.reset(seed=0)
+            started = time.perf_counter() - start
+            envs.action_space.seed(0)
+            actions = [envs.action_space.sample() for _ in range(64)]
+            speeds = []
+            for _ in range(5):
+                start, count = time.perf_counter(), max(20, 4000 // envs.num_envs)
+                for step in range(count):
+                    envs.step_async(actions[step % 64])
+                    envs.step_wait(Decision(actions[step % 64], {}))
+                speeds.append(count * envs.num_envs / (time.perf_counter() - start))
+            megabytes = resident()
+        speed = statistics.median(speeds)
+        found.append({"rows": envs.num_envs, "speed": speed, "megabytes": megabytes, "start_seconds": started})
+        print(
+            f"{suite}: {envs.num_envs:4d} rows  {speed:8.0f} environment steps/s  {megabytes:6.0f} MB in all, "
+            f"first observation after {started:.1f} s"
+        )
+    added = found[-1]["rows"] - found[0]["rows"]
+    print(f"{(found[-1]['megabytes'] - found[0]['megabytes']) / max(added, 1):.1f} MB per added row")
+    return {"suite": suite, "scaling": found}
+
+
+def resident() -> float:
+    """Proportional set size in MB of this process and its children."""
+    me = psutil.Process()
+    return sum(p.memory_full_info().pss for p in (me, *me.children(recursive=True))) / 2**20
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suites", nargs="*", default=["metaworld/mt10", "minigrid/mt7"])
+    parser.add_argument("suites", nargs="*", default=["metaworld/mt10", MINIGRID, "atari/8", MIX])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=500, help="vector steps per round (500: one MetaWorld episode)")
-    parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
+    parser.add_argument(
+        "--scaling", action="store_true", help="speed, memory and start-up of more and more rows instead"
+    )
+    parser.add_argument("--copies", type=int, nargs="+", default=[1, 4, 10, 20], help="of each task")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     args = parser.parse_args()
     results = []
     for suite in args.suites:
-        if args.memory:
-            results.append(memory(suite))
+        if args.scaling:
+            results.append(scaling(suite, args.copies))
         else:
             results.append(compare(suite, args.rounds, args.steps))
             report(results[-1])
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     if args.out:
-        packages = ("gymnasium", "stable-baselines3", "metaworld", "mujoco", "minigrid", "numpy")
+        versions = {name: version(name) for name in PACKAGES}
+        for name in PEERS:
+            with contextlib.suppress(PackageNotFoundError):
+                versions[name] = version(name)
         machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()}
-        told = {"machine": machine, "versions": {name: version(name) for name in packages}, "results": results}
+        told = {"machine": machine, "versions": versions, "results": results}
         args.out.write_text(json.dumps(told, indent=1) + "\n")
 
 

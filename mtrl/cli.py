@@ -1,4 +1,4 @@
-"""The command line: ``mtrl train | evaluate | benchmark | results | report | list | check | doctor | export``.
+"""The command line: ``mtrl train | evaluate | watch | benchmark | results | report | list | check | doctor | export``.
 
 Every command is a few lines over the public functions; ``scripts/`` holds the same as plain scripts.
 """
@@ -11,16 +11,12 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from mtrl import registry
-
-if TYPE_CHECKING:
-    from mtrl.evaluate import Evaluation
+from mtrl import registry, tables
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,9 +42,13 @@ def _friendly() -> Iterator[None]:
     from mtrl.config import ConfigError
     from mtrl.runs import RunError
     from mtrl.spaces import SpaceError
+    from mtrl.vector import RenderError
+    from mtrl.video import GifTooLongError
+    from mtrl.watch import WatchError
 
     mistakes = (BenchmarkError, ConfigError, RunError, SpaceError, registry.MixError, registry.UnknownNameError)
-    known = (*mistakes, CheckpointError, FloatingPointError)
+    films = (GifTooLongError, RenderError, WatchError)
+    known = (*mistakes, *films, CheckpointError, FloatingPointError)
     try:
         yield
     except known as error:
@@ -91,12 +91,12 @@ def train(
             path = Path(files[0]) if files else None
             config = load_config(path, overrides, suite=suite, agent=agent, steps=steps, seed=seed)
             name = f"{config.agent['kind']}-{config.suite}-{config.seed}"
-            folder = out or Path("runs") / name.replace("/", "_").replace("+", "_").replace(":", "_").replace("*", "x")
+            folder = out or Path("runs") / _plain(name)
         if config.eval.video:
             _choose_gl()
         summary = run(config, folder, resume=resume is not None)
     if summary.evaluation is not None:
-        console.print(_results(summary.evaluation))
+        console.print(tables.evaluation(summary.evaluation))
         console.print(f"run folder: {folder}")
     if summary.signal is not None:
         console.print(f"interrupted at step {summary.steps}; go on with: mtrl train --resume {folder}")
@@ -134,12 +134,61 @@ def evaluate(
         if as_json:
             typer.echo(json.dumps({"step": policy.step, **found.as_dict()}))
         else:
-            console.print(_results(found))
+            console.print(tables.evaluation(found))
         if video:
-            from mtrl.evaluate import record
+            from mtrl.watch import record
 
             for path in record(found, run / runs.VIDEOS, step=policy.step):
                 Console(stderr=True).print(f"wrote {path}")
+
+
+@app.command()
+def watch(
+    run: Annotated[Path | None, typer.Argument(help="folder of a run or of an exported policy")] = None,
+    suite: Annotated[str | None, typer.Option(help="instead of a run: tasks for an untrained agent")] = None,
+    agent: Annotated[str, typer.Option(help="the untrained agent")] = "random",
+    training: Annotated[str | None, typer.Option(help="training episodes of the run: best, worst or last")] = None,
+    pick: Annotated[str, typer.Option(help="of the episodes played: all, best, worst or last")] = "all",
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="per task; default: 1, and with --pick as many as an evaluation has")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="only these, as in reach-v3,minigrid/LavaGapS7")] = "",
+    seed: Annotated[int | None, typer.Option(help="evaluation seed; default: the run's")] = None,
+    step: Annotated[int | None, typer.Option(help="checkpoint; default: the newest")] = None,
+    sampled: Annotated[bool, typer.Option("--sampled", help="sample actions instead of taking the mode")] = False,
+    out: Annotated[Path | None, typer.Option(help=".mp4 or .gif; default: in the run's folder, or in videos/")] = None,
+    fps: Annotated[float, typer.Option(min=1, max=120, help="pictures per second")] = 15,
+    height: Annotated[int, typer.Option(min=32, max=1080, help="pixels of a task's picture")] = 224,
+    max_frames: Annotated[int, typer.Option(min=2, help="pictures per episode; a longer one is shown faster")] = 300,
+) -> None:
+    """Write one video of several tasks at once: seeded episodes of an agent, or episodes of its training."""
+    from rich.progress import Progress
+
+    from mtrl import watch as films
+    from mtrl.config import ConfigError, load_config
+
+    with _friendly():
+        if (run is None) == (suite is None):
+            raise ConfigError("name the folder of a run, or tasks for an untrained agent with --suite: one of the two")
+        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        label = (f"training-{training}" if training else pick) + ("-sampled" if sampled else "")
+        folder, name = (run / "watch", label) if run else (Path("videos"), f"{agent}-{suite}-{label}")
+        path = out or folder / f"{_plain(name)}.mp4"
+        films.check_format(path)
+        _choose_gl()
+        if training is None:
+            options: dict[str, Any] = {"episodes": episodes, "seed": seed, "step": step, "explore": sampled}
+            reels = films.played(run or load_config(suite=suite, agent=agent), pick, names, **options)
+        elif run is None or sampled or pick != "all" or (episodes, seed, step) != (None, None, None):
+            raise ConfigError("--training shows what a run has recorded: of the options, only --tasks chooses from it")
+        else:
+            reels = films.training(run, training, names)
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            drawing = bar.add_task("drawing")
+            settings: dict[str, Any] = {"fps": fps, "height": height, "max_frames": max_frames}
+            films.film(reels, path, **settings, progress=lambda n, of: bar.update(drawing, completed=n, total=of))
+    console.print(tables.episodes(reels))
+    console.print(f"wrote {path}", soft_wrap=True)
 
 
 @app.command()
@@ -254,6 +303,31 @@ def report(
 
 
 @app.command()
+def keep(
+    folders: Annotated[list[Path], typer.Argument(help="grids, folders of runs, or kept results")],
+    out: Annotated[Path, typer.Option(help="folder of the small files; runs that it holds already stay")],
+) -> None:
+    """Keep the results of grids, finished or not, as a few small files: every evaluation, settings, tables, plots."""
+    from mtrl.benchmark.keep import keep as write
+
+    with _friendly():
+        for path in write(folders, out, f"mtrl keep {' '.join(map(str, folders))} --out {out}"):
+            console.print(f"wrote {path}", soft_wrap=True)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="file that ends in .svg, .html or .png")],
+) -> None:
+    """Plot what happens inside networks: use and likeness of experts, ranks, dormant units, gradient conflicts."""
+    from mtrl.benchmark.inside import plot as write
+
+    with _friendly():
+        console.print(f"wrote {write(runs, out)}", soft_wrap=True)
+
+
+@app.command()
 def dashboard(
     folder: Annotated[Path, typer.Argument(help="folder of a grid, also one that is running")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 8734,
@@ -274,36 +348,12 @@ def list_(
 ) -> None:
     """List what is installed: suites, agents, or the tasks of a suite's group."""
     with _friendly():
-        choices = ("suites", "agents", "tasks")
-        if what not in choices:
+        if what not in (choices := ("suites", "agents", "tasks")):
             raise registry.UnknownNameError("thing to list", what, choices)
-        table = Table(box=None, header_style="bold")
-        if what == "suites":
-            table.add_column("suite")
-            table.add_column("groups")
-            for name in registry.names(registry.SUITES):
-                groups = registry.suite(name).groups
-                table.add_row(name, ", ".join(groups[:20]) + (f", ... ({len(groups)})" if len(groups) > 20 else ""))
-        elif what == "agents":
-            table.add_column("agent")
-            table.add_column("what it is")
-            for name in registry.names(registry.AGENTS):
-                doc = registry.agent(name).__doc__ or ""
-                table.add_row(name, doc.strip().splitlines()[0] if doc.strip() else "")
-        else:
-            if suite is None:
-                raise registry.UnknownNameError("suite", "", registry.names(registry.SUITES), "as in: list tasks x/y")
-            table.add_column("task", no_wrap=True)
-            for column in ("copies", "horizon", "rows", "score 0 .. 1"):
-                table.add_column(column, justify="right")
-            found = registry.mix(suite)
-            for task, copies in zip(found.tasks, found.copies, strict=True):
-                scale = f"{task.score[0]:g} .. {task.score[1]:g}"
-                table.add_row(task.name, str(copies), str(task.horizon), str(task.agents), scale)
-            sources = dict.fromkeys(task.score_source for task in found.tasks if task.score_source)
-            table.caption = "\n".join(f"score: {source}" for source in sources)
-            table.caption_justify = "left"
-        console.print(table)
+        if what == "tasks" and suite is None:
+            raise registry.UnknownNameError("suite", "", registry.names(registry.SUITES), "as in: list tasks x/y")
+        listed = {"suites": tables.suites, "agents": tables.agents, "tasks": lambda: tables.tasks(str(suite))}
+        console.print(listed[what]())
 
 
 @app.command()
@@ -345,24 +395,9 @@ def export(
         console.print(f"wrote {runs.export(run, target, step)}")
 
 
-def _results(evaluation: Evaluation) -> Table:
-    from mtrl.evaluate import table as rows
-
-    table = Table(title="evaluation", header_style="bold")
-    table.add_column("task", no_wrap=True)
-    for column in ("episodes", "return", "score", "success"):
-        table.add_column(column, justify="right")
-    entries = rows(evaluation)
-    for row in entries:
-        success = "-" if row["success"] is None else f"{100 * row['success']:.1f} %"
-        table.add_row(row["task"], str(row["episodes"]), f"{row['return']:.3f}", f"{row['score']:.3f}", success)
-    if len(entries) > 1:
-        known: list[Any] = [row["success"] for row in entries if row["success"] is not None]
-        success = f"{100 * sum(known) / len(known):.1f} %" if known else "-"
-        score = sum(row["score"] for row in entries) / len(entries)
-        table.add_section()
-        table.add_row("mean over tasks", "", "", f"{score:.3f}", success)
-    return table
+def _plain(name: str) -> str:
+    """A file name out of the name of a suite."""
+    return name.replace("/", "_").replace("+", "_").replace(":", "_").replace("*", "x")
 
 
 def _choose_gl() -> None:

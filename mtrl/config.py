@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from omegaconf import OmegaConf
@@ -82,6 +82,38 @@ class LogConfig(Strict):
         return "off" if value is False else value  # YAML reads a bare `off` as false
 
 
+class InitConfig(Strict):
+    """What the networks start with: what the tasks of another run share. All else is fresh."""
+
+    run: str | None = Field(
+        default=None,
+        description="folder of the run; {runs} in it is the folder that holds this run's, {seed} this run's seed; "
+        "null: fresh weights, to be frozen",
+    )
+    step: PositiveInt | None = Field(default=None, description="its checkpoint; null: the last one of a finished run")
+    parts: tuple[Literal["perception", "trunk", "memory", "heads"], ...] = Field(
+        default=("perception", "trunk", "memory"),
+        min_length=1,
+        description="of all networks; what belongs to single tasks (heads, task weights, embeddings) is never taken",
+    )
+    freeze: bool = Field(default=False, description="these parts are not trained")
+
+    @field_validator("run")
+    @classmethod
+    def _placeholders(cls, value: str | None) -> str | None:
+        try:
+            (value or "").format(runs="", seed=0)
+        except (KeyError, IndexError, ValueError):
+            raise ValueError("the placeholders are {runs} and {seed}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _does_something(self) -> InitConfig:
+        if self.run is None and not self.freeze:
+            raise ValueError("give run, or freeze=true, or both")
+        return self
+
+
 class RunConfig(Strict):
     """Everything that decides a run."""
 
@@ -108,6 +140,7 @@ class RunConfig(Strict):
     )
     threads: int = Field(default=0, ge=0, description="torch threads; 0: as many as cores")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    init: InitConfig | None = Field(default=None, description="start with parts of another run's networks")
     eval: EvalConfig = Field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     log: LogConfig = Field(default_factory=LogConfig)
@@ -248,6 +281,7 @@ def _fields_at(schema: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
     for part in loc:
         field = schema.model_fields.get(str(part))
         inner = field.annotation if field else None
+        inner = next((one for one in get_args(inner) if isinstance(one, type) and issubclass(one, BaseModel)), inner)
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return []
         schema = inner

@@ -91,7 +91,12 @@ def choose_gl() -> str | None:
     """
     if chosen := os.environ.get("MUJOCO_GL"):
         return chosen
-    return next((name for name in GL_BACKENDS if _probe(_GL_PROBE, {"MUJOCO_GL": name})[0]), None)
+    return next((name for name in GL_BACKENDS if renders(name)), None)
+
+
+def renders(backend: str) -> bool:
+    """Whether MuJoCo can draw with ``backend`` on this machine; tried in a process of its own."""
+    return _probe(_GL_PROBE, {"MUJOCO_GL": backend})[0]
 
 
 def _probe(code: str, env: Mapping[str, str]) -> tuple[bool, str]:
@@ -176,7 +181,11 @@ def _gl(results: Mapping[str, tuple[bool, str]]) -> list[Finding]:
             Finding("MUJOCO_GL", "error", f"is {chosen!r}, which cannot render", f"export MUJOCO_GL={works[0]}")
         )
     else:
-        text = f"is {chosen!r}" if chosen else f"is not set; `mtrl evaluate --video` sets {works[0]!r} by itself"
+        text = (
+            f"is {chosen!r}"
+            if chosen
+            else f"is not set; `mtrl watch` and `mtrl evaluate --video` set {works[0]!r} by themselves"
+        )
         fix = "" if chosen else f"export MUJOCO_GL={works[0]} before rendering in your own scripts"
         found.append(Finding("MUJOCO_GL", "ok", text, fix))
     return found

@@ -8,15 +8,14 @@ long ones, the bias that counting "the first N to finish" has.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mtrl.types import Agent, Assignment, Episode, Spec, Task
-from mtrl.vector import EpisodeList, MultiTaskVectorEnv, replay
+from mtrl.vector import EpisodeList, MultiTaskVectorEnv
 
 MAX_SLOTS = 40  # environments alive at once; more copies batch better but cost memory
 
@@ -130,7 +129,7 @@ def evaluate(
 
     Args:
         agent: evaluated as it is; its training state is not touched.
-        tasks: as in ``spec`` (same order).
+        tasks: all of ``spec`` or some of them, in any order; so are the results.
         explore: False takes the greedy action (the distribution's mode), True samples.
         workers: worker processes for the environments.
     """
@@ -149,44 +148,26 @@ def evaluate(
             finished.extend(envs.episodes)
     finally:
         envs.close()
-    by_task: list[list[Episode]] = [[] for _ in tasks]
+    by_task: dict[str, list[Episode]] = {task.name: [] for task in tasks}
     for episode in finished:
-        by_task[episode.task].append(episode)
+        by_task[episode.journal.task].append(episode)
     results = []
-    for task, mine in zip(tasks, by_task, strict=True):
+    for task in tasks:
+        mine = by_task[task.name]
         order = {value: i for i, value in enumerate(evaluation_seeds(seed, task.name, episodes))}
         results.append(TaskResult(task, tuple(sorted(mine, key=lambda episode: order[episode.seed]))))
     return Evaluation(tuple(results), seed, explore)
 
 
-def chosen_frames(evaluation: Evaluation, pick: Callable[[np.ndarray], Any] = np.argmax) -> list[np.ndarray]:
-    """Frames [t, h, w, 3] uint8 of one episode per task: the one whose return ``pick`` takes (the best by default).
-
-    The episodes are played again from their journals, so that evaluation itself never renders.
-    """
-    return [
-        np.stack(replay(result.task, result.episodes[int(pick(result.returns))].journal, render=True).frames)
-        for result in evaluation.results
-    ]
-
-
-def record(evaluation: Evaluation, folder: Path, *, step: int, fps: int = 15) -> list[Path]:
-    """Write ``best-STEP.mp4`` and ``worst-STEP.mp4``: each task's episode of highest (lowest) return, side by side."""
-    from mtrl.video import tile, write_video
-
-    labels = [result.task.name for result in evaluation.results]
-    return [
-        write_video(folder / f"{name}-{step}.mp4", tile(chosen_frames(evaluation, pick), labels), fps=fps)
-        for name, pick in (("best", np.argmax), ("worst", np.argmin))
-    ]
-
-
 def _deal(tasks: Sequence[Task], spec: Spec, copies: int, episodes: int, seed: int) -> EpisodeList:
     """Copy c of a task plays its episodes c, c + copies, ...; slots are ordered by group, task, copy."""
     lists: list[list[Assignment]] = []
+    played = {task.name for task in tasks}
     for group in spec.groups:
         for index in group.tasks:
-            seeds = evaluation_seeds(seed, tasks[index].name, episodes)
+            if spec.tasks[index].name not in played:
+                continue
+            seeds = evaluation_seeds(seed, spec.tasks[index].name, episodes)
             lists.extend([[Assignment(index, value) for value in seeds[c::copies]] for c in range(copies)])
     return EpisodeList(lists)
 

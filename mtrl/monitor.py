@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mtrl.highlights import Highlights
 from mtrl.types import Episode, Spec
 
 
@@ -22,10 +23,12 @@ class Monitor:
         self.recent: list[deque[tuple[float, int, bool | None]]] = [deque(maxlen=window) for _ in spec.tasks]
         self.episodes = [0] * len(spec.tasks)
         self.updates = 0
+        self.highlights = Highlights(spec)
         self._sums: dict[str, list[float]] = {}
 
-    def episode(self, episode: Episode) -> None:
-        """Count a finished training episode."""
+    def episode(self, episode: Episode, step: int) -> None:
+        """Count a training episode that finished at the environment step ``step``."""
+        self.highlights.add(episode, step)
         self.recent[episode.task].append((episode.ret, episode.length, episode.success))
         self.episodes[episode.task] += 1
 
@@ -67,8 +70,9 @@ class Monitor:
         return flat
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data and arrays."""
         return {
+            "highlights": self.highlights.state_dict(),
             "recent": [[list(item) for item in recent] for recent in self.recent],
             "episodes": list(self.episodes),
             "updates": self.updates,
@@ -77,6 +81,7 @@ class Monitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``."""
+        self.highlights.load_state_dict(state.get("highlights", {}))  # older checkpoints have none
         saved: Sequence[Sequence[Sequence[Any]]] = state["recent"]
         for recent, items in zip(self.recent, saved, strict=True):
             recent.clear()

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 from gymnasium.spaces import Discrete
 
+from mtrl.frames import Frames, frame_bytes
 from mtrl.types import Array, Group, Spec, Step
 
 
@@ -37,7 +38,8 @@ class Replay:
     """Ring buffers of all tasks of a spec.
 
     Memory is reserved, not filled, at construction: pages come into being when transitions are written, so a large
-    capacity costs nothing until it is used.
+    capacity costs nothing until it is used. Where a leaf is a stack of frames (``Group.frames``), each frame is stored
+    once, as long as a transition needs it.
 
     Args:
         spec: tasks and groups.
@@ -45,7 +47,8 @@ class Replay:
         seed: of the buffer's own generator, which draws the batches.
 
     Attributes:
-        nbytes: memory that the buffer takes once every task has filled its share.
+        nbytes: memory that the buffer takes once every task has filled its share. (Of stacks: one frame per transition
+            and an eighth, since an episode's start adds one. If episodes are shorter than 8 steps it takes more.)
 
     Raises:
         MemoryError: a full buffer would not fit into this machine's memory.
@@ -58,11 +61,11 @@ class Replay:
         self.capacity = capacity
         self._rng = np.random.default_rng(seed)
         layouts = {group.name: _fields(group) for group in spec.groups}
-        per_task = {
-            name: capacity * sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in fields.values())
-            for name, fields in layouts.items()
-        }
-        self.nbytes = sum(per_task[group.name] * len(group.tasks) for group in spec.groups)
+        self.nbytes = 0
+        for group in spec.groups:
+            fields = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in layouts[group.name].values())
+            frames = sum(frame_bytes(group.leaves[leaf], k) for leaf, k in group.frames.items())
+            self.nbytes += capacity * len(group.tasks) * fields + _frames_kept(group, capacity) * frames
         memory = psutil.virtual_memory().total
         if self.nbytes > memory:
             raise MemoryError(
@@ -124,6 +127,11 @@ class _Ring:
         self._data = {
             name: np.empty((len(self.tasks) * capacity, *shape), dtype) for name, (shape, dtype) in fields.items()
         }
+        # Leaves that are stacks of frames: the data hold indices [k] into these pools. The last stack of every row,
+        # [rows, k], is what the next one may continue.
+        kept = _frames_kept(group, capacity)
+        self._frames = {leaf: Frames(group.leaves[leaf], k, kept) for leaf, k in group.frames.items()}
+        self._last: dict[str, Array] = {}
         self._head = np.zeros(len(self.tasks), np.int64)
         self.sizes = np.zeros(len(self.tasks), np.int64)
         self._drawn: dict[str, Array] = {}
@@ -140,15 +148,33 @@ class _Ring:
         keep, local = keep[order], local[order]
         counts = np.bincount(local, minlength=len(self.tasks))
         rank = np.arange(len(local)) - (np.cumsum(counts) - counts)[local]
-        place = local * self.capacity + (self._head[local] + rank) % self.capacity
+        fits = rank >= counts[local] - self.capacity
+        keep, local, rank = keep[fits], local[fits], rank[fits]
+        column = (self._head[local] + rank) % self.capacity
+        place = local * self.capacity + column
         for leaf in self.leaves:
-            self._data[f"obs.{leaf}"][place] = leaves[leaf][keep]
-            self._data[f"next.{leaf}"][place] = step.next.leaves[self.name][leaf][keep]
+            before, after = leaves[leaf], step.next.leaves[self.name][leaf]
+            if leaf in self._frames:
+                replaced = place[column < self.sizes[local]]
+                self._store(leaf, before, after, keep, place, replaced)
+            else:
+                self._data[f"obs.{leaf}"][place] = before[keep]
+                self._data[f"next.{leaf}"][place] = after[keep]
         self._data["action"][place] = step.decision.action[self.name][keep]
         self._data["reward"][place] = step.reward[rows][keep]
         self._data["terminated"][place] = step.terminated[rows][keep]
         self._head = (self._head + counts) % self.capacity
         self.sizes = np.minimum(self.sizes + counts, self.capacity)
+
+    def _store(self, leaf: str, before: Array, after: Array, rows: Array, place: Array, replaced: Array) -> None:
+        """Put the stacks of ``rows`` in their places; the frames of the transitions ``replaced`` are given up."""
+        frames, obs, succ = self._frames[leaf], self._data[f"obs.{leaf}"], self._data[f"next.{leaf}"]
+        if leaf not in self._last or len(self._last[leaf]) != len(before):
+            self._last[leaf] = np.zeros((len(before), frames.k), np.int32)
+        stacks = frames.put(before[rows], self._last[leaf][rows], 0)
+        successors = frames.put(after[rows], stacks, 1)
+        frames.drop(np.concatenate((obs[replaced], succ[replaced])))
+        obs[place], succ[place], self._last[leaf][rows] = stacks, successors, successors
 
     def sample(self, per_task: int, rng: np.random.Generator) -> Batch:
         filled = np.flatnonzero(self.sizes)
@@ -156,8 +182,13 @@ class _Ring:
         index = (index + filled[:, None] * self.capacity).reshape(-1)
         drawn = {}
         for name, data in self._data.items():
+            frames = self._frames.get(name.partition(".")[2])
             if name not in self._drawn or len(self._drawn[name]) != len(index):
-                self._drawn[name] = np.empty((len(index), *data.shape[1:]), data.dtype)
+                shape, dtype = (data.shape[1:], data.dtype) if frames is None else (frames.shape, frames.dtype)
+                self._drawn[name] = np.empty((len(index), *shape), dtype)
+            if frames is not None:
+                drawn[name] = frames.get(data[index], out=self._drawn[name])
+                continue
             # mode="clip" because numpy buffers the output in the default mode; the indices are in range.
             drawn[name] = np.take(data, index, axis=0, out=self._drawn[name], mode="clip")
         return Batch(
@@ -174,7 +205,13 @@ class _Ring:
             {name: array[k * self.capacity : k * self.capacity + size] for name, array in self._data.items()}
             for k, size in enumerate(self.sizes.tolist())
         ]
-        return {"capacity": self.capacity, "head": self._head.tolist(), "data": data}
+        return {
+            "capacity": self.capacity,
+            "head": self._head.tolist(),
+            "data": data,
+            "frames": {leaf: frames.state_dict() for leaf, frames in self._frames.items()},
+            "last": {leaf: last.copy() for leaf, last in self._last.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state["capacity"] != self.capacity:
@@ -185,6 +222,10 @@ class _Ring:
                 array[k * self.capacity : k * self.capacity + size] = fields[name]
         self._head[:] = state["head"]
         self.sizes[:] = sizes
+        for leaf, frames in self._frames.items():
+            held = [fields[f"{part}.{leaf}"] for fields in state["data"] for part in ("obs", "next")]
+            frames.load_state_dict(state["frames"][leaf], *held)
+        self._last = {leaf: np.array(last) for leaf, last in state["last"].items()}
 
 
 def rng_state(rng: np.random.Generator) -> dict[str, Any]:
@@ -200,11 +241,12 @@ def set_rng_state(rng: np.random.Generator, state: Mapping[str, Any]) -> None:
 
 
 def _fields(group: Group) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Name -> (shape, dtype) of everything that one transition of the group stores."""
+    """Name -> (shape, dtype) of everything that one transition of the group stores; of a stack, its frames' indices."""
     fields: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     for part in ("obs", "next"):
         for leaf, box in group.leaves.items():
-            fields[f"{part}.{leaf}"] = (tuple(box.shape), np.dtype(box.dtype))
+            indices = ((group.frames.get(leaf, 0),), np.dtype(np.int32))
+            fields[f"{part}.{leaf}"] = indices if leaf in group.frames else (tuple(box.shape), np.dtype(box.dtype))
     action = group.action
     fields["action"] = (
         ((), np.dtype(np.int64)) if isinstance(action, Discrete) else (action.shape, np.dtype(np.float32))
@@ -212,3 +254,9 @@ def _fields(group: Group) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     fields["reward"] = ((), np.dtype(np.float32))
     fields["terminated"] = ((), np.dtype(np.bool_))
     return fields
+
+
+def _frames_kept(group: Group, capacity: int) -> int:
+    """Frames to reserve for the transitions of a group: one each, and an eighth for episodes' starts."""
+    n = capacity * len(group.tasks)
+    return n + n // 8 + 1

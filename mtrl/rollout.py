@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.types import Array, Leaves, Spec, Step
+from mtrl.frames import DrawnStacks, Stacks
+from mtrl.nn.actor_critic import SMALL, Rows, Scene, label, to_rows
+from mtrl.nn.losses import task_weights
+from mtrl.types import Array, Spec, Step
 
 
 def gae(
@@ -87,7 +93,8 @@ class Rollout:
     Attributes:
         rows: {group: its rows}, in row order; empty until the first step.
         size: steps stored so far.
-        leaves: {group: {leaf: [length, n_g, ...]}}, the observations.
+        leaves: {group: {leaf: [length, n_g, ...]}}, the observations: arrays, or ``Stacks`` (which, indexed, give
+            arrays) where the group declares ``frames``.
         extras: {name: [length, n, ...]}, what the actor left with its decisions.
         action: {group: [length, n_g, ...]}, what was sent to the environment.
         reward, terminated, truncated, task, first, valid: [length, n]. ``valid`` is false where a row was inactive or
@@ -100,7 +107,7 @@ class Rollout:
         self._shared = np.array([task.shared_reward for task in spec.tasks])
         self.size = 0
         self.rows: dict[str, slice] = {}
-        self.leaves: dict[str, dict[str, Array]] = {}
+        self.leaves: dict[str, dict[str, Any]] = {}
         self.extras: dict[str, Array] = {}
         self.action: dict[str, Array] = {}
         self._ends: list[tuple[int, dict[str, Array], dict[str, dict[str, Array]]]] = []
@@ -111,9 +118,12 @@ class Rollout:
         return self.size == self.length
 
     @property
-    def acting(self) -> Array:
-        """[length, n] bool: valid and alive. The dead choose nothing: they teach a critic, but no policy."""
-        return self.valid & self._alive(self.leaves, self.valid.shape)
+    def living(self) -> Array:
+        """[length, n] float32, factors of a policy's terms: 0 for the dead, who choose nothing, and for the living of
+        the same task so much more that means over the valid rows become means over the living."""
+        acting = self.valid & self._alive(self.leaves, self.valid.shape)
+        valid, alive = (np.bincount(self.task[x], minlength=len(self._shared)) for x in (self.valid, acting))
+        return (acting * (valid / np.maximum(alive, 1))[self.task]).astype(np.float32)
 
     def add(self, step: Step) -> None:
         """Store one step of every row.
@@ -172,7 +182,10 @@ class Rollout:
         return {
             "size": n,
             "rows": {group: [rows.start, rows.stop] for group, rows in self.rows.items()},
-            "leaves": {g: {leaf: array[:n].copy() for leaf, array in own.items()} for g, own in self.leaves.items()},
+            "leaves": {
+                g: {leaf: x.state_dict(n) if isinstance(x, Stacks) else x[:n].copy() for leaf, x in own.items()}
+                for g, own in self.leaves.items()
+            },
             "action": {group: array[:n].copy() for group, array in self.action.items()},
             "extras": {name: array[:n].copy() for name, array in self.extras.items()},
             "fields": {name: getattr(self, name)[:n].copy() for name in _FIELDS},
@@ -187,7 +200,8 @@ class Rollout:
         self.size = int(state["size"])
         self.rows = {group: slice(*bounds) for group, bounds in state["rows"].items()}
         self.leaves = {
-            g: {leaf: self._grow(array) for leaf, array in own.items()} for g, own in state["leaves"].items()
+            g: {leaf: self._grow_leaf(g, leaf, saved) for leaf, saved in own.items()}
+            for g, own in state["leaves"].items()
         }
         self.action = {group: self._grow(array) for group, array in state["action"].items()}
         self.extras = {name: self._grow(array) for name, array in state["extras"].items()}
@@ -208,7 +222,8 @@ class Rollout:
         owned = [(name, rows) for name, rows in found.items() if len(rows)]
         self.rows = {name: slice(int(r[0]), int(r[-1]) + 1) for name, r in sorted(owned, key=lambda pair: pair[1][0])}
         self.leaves = {
-            group: {leaf: self._like(array) for leaf, array in step.obs.leaves[group].items()} for group in self.rows
+            group: {leaf: self._stacks(group, leaf) or self._like(x) for leaf, x in step.obs.leaves[group].items()}
+            for group in self.rows
         }
         self.action = {group: self._like(step.decision.action[group]) for group in self.rows}
         self.extras = {name: self._like(array) for name, array in step.decision.extras.items()}
@@ -217,13 +232,27 @@ class Rollout:
         self.task = np.zeros(shape, np.int64)
         self.terminated, self.truncated, self.first, self.valid = (np.zeros(shape, bool) for _ in range(4))
 
-    def _alive(self, leaves: Mapping[str, Leaves], shape: tuple[int, ...]) -> Array:
+    def _alive(self, leaves: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...]) -> Array:
         """``shape`` [..., n] bool, from leaves [..., n_g, *]."""
         alive = np.ones(shape, bool)
         for group, rows in self.rows.items():
             if "alive" in leaves[group]:
                 alive[..., rows] = leaves[group]["alive"]
         return alive
+
+    def _stacks(self, group: str, leaf: str) -> Stacks | None:
+        """What holds a leaf that is declared a stack of frames."""
+        own, rows = self.spec.group(group), self.rows[group]
+        if leaf not in own.frames:
+            return None
+        return Stacks(self.length, rows.stop - rows.start, own.leaves[leaf], own.frames[leaf])
+
+    def _grow_leaf(self, group: str, leaf: str, saved: Any) -> Array | Stacks:
+        stacks = self._stacks(group, leaf)
+        if stacks is None:
+            return self._grow(saved)
+        stacks.load_state_dict(saved)
+        return stacks
 
     def _like(self, array: Array) -> Array:
         return np.zeros((self.length, *array.shape), array.dtype)
@@ -238,14 +267,51 @@ class Rollout:
 _FIELDS = ("reward", "terminated", "truncated", "task", "first", "valid")
 
 
-class Minibatch(NamedTuple):
-    """``leaves[g][leaf]`` and ``action[g]`` [t, m_g, ...], ``columns[name]`` [t, m], ``memory[name]`` [m, H] before the
-    first step. Rows are sorted by group, then task."""
+@dataclass(frozen=True, eq=False)
+class Minibatch:
+    """``leaves[g][leaf]``, ``action[g]`` and ``same[g]`` [t, m_g, ...], ``columns[name]`` [t, m], ``memory[name]``
+    [m, H] before the first step. Rows are sorted by group, then task. ``same``: see ``mtrl.nn.actor_critic.label``."""
 
     leaves: dict[str, dict[str, Tensor]]
     action: dict[str, Tensor]
+    same: dict[str, Tensor]
     columns: dict[str, Tensor]
     memory: dict[str, Tensor]
+
+    @cached_property
+    def scene(self) -> Scene:
+        """The observations, as networks want them."""
+        return Scene.of(Rows(self.leaves, self.columns["task"], self.columns["first"], self.same), self.memory)
+
+    @property
+    def task(self) -> Tensor:
+        """[t * m] int64."""
+        return self.columns["task"].flatten()
+
+    @property
+    def weight(self) -> Tensor:
+        """[t * m], sums to 1: an equal share for each task that has valid rows."""
+        return self._weight
+
+    @cached_property
+    def _weight(self) -> Tensor:
+        return task_weights(self.task, self.columns["valid"].flatten(), int(self.task.max()) + 1)
+
+    def parts(self) -> list[Minibatch]:
+        """One minibatch per task. A chunk counts for the task that it begins with."""
+        found, start = [], 0
+        for group, action in self.action.items():
+            own = self.columns["task"][0, start : start + action.shape[1]]
+            ends = own.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
+            for low, high in itertools.pairwise([0, *ends]):
+                leaves = {leaf: x[:, low:high] for leaf, x in self.leaves[group].items()}
+                rows = slice(start + low, start + high)
+                columns = {name: x[:, rows] for name, x in self.columns.items()}
+                memory = {name: x[rows] for name, x in self.memory.items()}
+                same = {name: x[:, low:high] for name, x in self.same.items() if name == group}
+                found.append(Minibatch({group: leaves}, {group: action[:, low:high]}, same, columns, memory))
+            start += action.shape[1]
+        return found
 
 
 class Items:
@@ -256,7 +322,7 @@ class Items:
     Args:
         roll: a full rollout.
         steps: length of an item; divides the rollout's.
-        columns: {name: [length, n]}, what to learn from; ``task``, ``first``, ``valid`` and ``acting`` are added.
+        columns: {name: [length, n]}, what to learn from; ``task``, ``first`` and ``valid`` are added.
         action: {group: [length, n_g, ...]}, as the policy's distribution knows them.
         memory: {name: [length, n, H]}, memories before each step; may be empty.
         device: where minibatches live.
@@ -273,11 +339,11 @@ class Items:
         device: torch.device,
     ) -> None:
         self.steps, self.device = steps, device
-        added = {"task": roll.task, "first": roll.first, "valid": roll.valid, "acting": roll.acting}
-        columns = {**columns, **added}
+        columns = {**columns, "task": roll.task, "first": roll.first, "valid": roll.valid}
         self._columns = {name: self._cut(array) for name, array in columns.items()}
-        self._leaves = {g: {leaf: self._cut(x) for leaf, x in own.items()} for g, own in roll.leaves.items()}
+        self._leaves = {g: {leaf: self._cut_leaf(x) for leaf, x in own.items()} for g, own in roll.leaves.items()}
         self._action = {group: self._cut(array) for group, array in action.items()}
+        self._same = {group: self._cut(x) for group, x in _labels(roll, device).items()}
         self._memory = {name: x[::steps].flatten(0, 1) for name, x in memory.items()}
         self._rows, self._width = roll.rows, roll.task.shape[1]
         number = torch.arange(len(self._columns["task"]))
@@ -296,17 +362,36 @@ class Items:
                 yield self._part(picked)
 
     def _part(self, picked: list[Tensor]) -> Minibatch:
-        leaves, action = {}, {}
+        leaves, action, same = {}, {}, {}
         for items, (group, rows) in zip(picked, self._rows.items(), strict=True):
             chunk, row = items // self._width, items % self._width - rows.start
             own = (chunk * (rows.stop - rows.start) + row).to(self.device)
             leaves[group] = {leaf: x[own].transpose(0, 1) for leaf, x in self._leaves[group].items()}
             action[group] = self._action[group][own].transpose(0, 1)
+            if group in self._same:
+                same[group] = self._same[group][own].transpose(0, 1)
         every = torch.cat(picked).to(self.device)
         columns = {name: x[every].transpose(0, 1) for name, x in self._columns.items()}
-        return Minibatch(leaves, action, columns, {name: x[every] for name, x in self._memory.items()})
+        return Minibatch(leaves, action, same, columns, {name: x[every] for name, x in self._memory.items()})
 
-    def _cut(self, array: Array) -> Tensor:
+    def _cut_leaf(self, leaf: Array | Stacks) -> Tensor | DrawnStacks:
+        if isinstance(leaf, Stacks):
+            return DrawnStacks(leaf.frames.tensor(self.device), self._cut(leaf.index))
+        return self._cut(leaf)
+
+    def _cut(self, array: Array | Tensor) -> Tensor:
         length, n = array.shape[:2]
         x = torch.as_tensor(array, device=self.device).view(length // self.steps, self.steps, n, *array.shape[2:])
         return x.transpose(1, 2).reshape(-1, self.steps, *array.shape[2:])
+
+
+def _labels(roll: Rollout, device: torch.device) -> dict[str, Tensor]:
+    """Numbers [length, n_g] that equal observations share, of the groups where it pays: looked for once, since every
+    minibatch of every epoch asks."""
+    found: dict[str, Tensor] = {}
+    for group, rows in roll.rows.items() if device.type == "cpu" else ():
+        leaves = roll.leaves[group]
+        if sum(int(np.prod(x.shape[2:])) for x in leaves.values()) <= SMALL:
+            own = {group: {leaf: x[:] for leaf, x in leaves.items()}}
+            found |= label(to_rows(own, roll.task[:, rows], roll.first[:, rows], device))
+    return found

@@ -5,6 +5,7 @@
     runs/x/config.yaml            the whole configuration
     runs/x/metrics.jsonl          every record (the truth)
     runs/x/checkpoints/step-N/    tensors (safetensors), plain state (JSON), manifest with hashes
+    runs/x/episodes.json          best, worst and last training episode of each task: seed, actions, return, ...
     runs/x/summary.json           final evaluation with every episode, versions, time
     runs/x/failure.json           the episode in which an environment failed for good: task, seed, actions, traceback
     runs/x/videos/
@@ -28,7 +29,7 @@ from mtrl.types import Agent, Layout, Obs, Spec, Task
 from mtrl.vector import EnvironmentFailedError
 
 CONFIG, SUMMARY, CHECKPOINTS, VIDEOS = "config.yaml", "summary.json", "checkpoints", "videos"
-FAILURE = "failure.json"
+FAILURE, EPISODES = "failure.json", "episodes.json"
 
 
 class RunError(RuntimeError):
@@ -124,14 +125,19 @@ def load(out: str | Path, step: int | None = None) -> Policy:
         action = policy.act(observation, "minigrid/LavaGapS7")
     """
     out = Path(out)
-    config = config_of(out)
+    policy = untrained(config_of(out))
+    saved = checkpoint.load(out / CHECKPOINTS, step)
+    policy.agent.load_policy(saved.state["agent"]["policy"])
+    policy.step = saved.step
+    return policy
+
+
+def untrained(config: RunConfig) -> Policy:
+    """The policy that a run of ``config`` begins with."""
     tasks = registry.tasks(config.suite)
     codecs = tuple(codec(task) for task in tasks)
     spec = make_spec(tasks, codecs)
-    saved = checkpoint.load(out / CHECKPOINTS, step)
-    agent = make_agent(config, spec)
-    agent.load_policy(saved.state["agent"]["policy"])
-    return Policy(agent, spec, codecs, tasks, saved.step)
+    return Policy(make_agent(config, spec), spec, codecs, tasks, 0)
 
 
 def export(out: str | Path, target: str | Path, step: int | None = None) -> Path:

@@ -22,6 +22,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.spaces import Box, Discrete
 
+from mtrl.registry import UnknownNameError
 from mtrl.types import Group, Spec, Task, TaskInfo
 
 _MASKS = ("legal", "action_mask")
@@ -180,23 +181,29 @@ def team_codec(task: Task, env: Any) -> Codec:
 
 
 def make_spec(tasks: Sequence[Task], codecs: Sequence[Codec] | None = None) -> Spec:
-    """Group tasks of one suite that share leaf shapes and action space; groups are named after their suite.
+    """Group tasks of one suite that share leaf shapes, frames and action space; groups are named after their suite.
 
     Args:
         tasks: in the order that task ids follow.
         codecs: one per task, if already made.
+
+    Raises:
+        SpaceError: a task's ``frames`` do not fit its leaves.
+        UnknownNameError: they name a leaf that is not there.
     """
     if not tasks:
         raise ValueError("no tasks: a spec needs at least one")
     made = [codec(task) for task in tasks] if codecs is None else codecs
     members: dict[tuple[Any, ...], list[int]] = {}
     for index, (task, one) in enumerate(zip(tasks, made, strict=True)):
+        check_frames(task, one.leaves)
         leaves = tuple(sorted((name, box.shape, str(box.dtype)) for name, box in one.leaves.items()))
-        members.setdefault((task.name.partition("/")[0], leaves, _action_key(one.action)), []).append(index)
+        frames = tuple(sorted(task.frames.items()))
+        members.setdefault((task.name.partition("/")[0], leaves, frames, _action_key(one.action)), []).append(index)
     groups: list[Group] = []
     taken: dict[str, int] = {}
     home = [""] * len(tasks)
-    for (suite, _, _), indices in members.items():
+    for (suite, *_), indices in members.items():
         # Names become keys of modules and files: dots and colons are left out.
         stem = suite.replace(":", "_").replace(".", "_")
         taken[stem] = taken.get(stem, 0) + 1
@@ -208,7 +215,7 @@ def make_spec(tasks: Sequence[Task], codecs: Sequence[Codec] | None = None) -> S
             )
             for leaf in boxes[0]
         }
-        groups.append(Group(name, leaves, made[indices[0]].action, tuple(indices)))
+        groups.append(Group(name, leaves, made[indices[0]].action, tuple(indices), tasks[indices[0]].frames))
         for i in indices:
             home[i] = name
     infos = tuple(
@@ -216,6 +223,24 @@ def make_spec(tasks: Sequence[Task], codecs: Sequence[Codec] | None = None) -> S
         for task, group in zip(tasks, home, strict=True)
     )
     return Spec(infos, tuple(groups))
+
+
+def check_frames(task: Task, leaves: Mapping[str, Box]) -> None:
+    """Refuse ``task.frames`` that do not fit its leaves.
+
+    Raises:
+        SpaceError: a leaf that cannot be cut into so many frames.
+        UnknownNameError: a leaf that is not there.
+    """
+    for leaf, k in task.frames.items():
+        if leaf not in leaves:
+            raise UnknownNameError(f"leaf in Task.frames of {task.name!r}", leaf, tuple(leaves))
+        shape = leaves[leaf].shape
+        if k < 2 or not shape or shape[0] % k:
+            raise SpaceError(
+                f"{task.name}: Task.frames says that the leaf {leaf!r} is a stack of {k} frames, but its shape is "
+                f"{shape}: give a number from 2 on that divides the first axis"
+            )
 
 
 def _action(space: gym.Space[Any], task: str) -> Discrete | Box:

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from mtrl import checkpoint, registry, runs
+from mtrl import checkpoint, registry, runs, transfer
 from mtrl.config import ConfigError, RunConfig, dump_config
-from mtrl.evaluate import Evaluation, evaluate, record
+from mtrl.evaluate import Evaluation, evaluate
 from mtrl.log import Logger
 from mtrl.monitor import Monitor
 from mtrl.nn.size import network_sizes
@@ -31,6 +31,7 @@ from mtrl.spaces import make_spec
 from mtrl.types import Agent, Spec, Task
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv
 from mtrl.vector.cost import step_seconds
+from mtrl.watch import record
 
 WORTH_SHARING = 1e-3  # seconds per vector step; signalling worker processes takes about a tenth of that
 
@@ -65,9 +66,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
     tasks, spec = mix.tasks, make_spec(mix.tasks)
     agent = runs.make_agent(config, spec)
     copies, sampler = _slots(config, spec, mix, agent)
+    saved = checkpoint.load(out / runs.CHECKPOINTS) if resume and _checkpoints(out) else None
+    origin = transfer.prepare(agent, config, out, saved)
     if not resume:
         runs.start(out, config)  # only now: a mistake in the config leaves no folder behind
-    saved = checkpoint.load(out / runs.CHECKPOINTS) if resume and _checkpoints(out) else None
     if saved is not None and saved.step >= config.steps and (out / runs.SUMMARY).exists():
         raise runs.RunError(f"{out} is complete at step {saved.step}; to go on, ask for more with --steps")
     started = time.monotonic()
@@ -89,13 +91,14 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             logger.notice(f"resumed at step {step}")
 
         sizes = network_sizes(agent)
-        if sizes:
-            logger.notice("parameters: " + ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
+        for text in transfer.notices(sizes, origin):
+            logger.notice(text)
 
         def save() -> None:
             state = {name: part.state_dict() for name, part in parts.items()}
-            meta = {"config": config.model_dump(mode="json"), "versions": checkpoint.versions()}
+            meta = {"config": config.model_dump(mode="json"), "versions": checkpoint.versions(), "init": origin}
             checkpoint.save(out / runs.CHECKPOINTS, step, state, meta, keep=config.checkpoint.keep)
+            monitor.highlights.write(out / runs.EPISODES)
 
         interrupted = stack.enter_context(collected(signal.SIGINT, signal.SIGTERM))
         clock = time.monotonic()
@@ -114,7 +117,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             faults += len(new)
             before, step = step, step + slots
             for episode in envs.episodes:
-                monitor.episode(episode)
+                monitor.episode(episode, step)
                 if sampler is not None:
                     sampler.update(episode)
                 logger.episode(tasks[episode.task].name, episode, step, tasks[episode.task].normalise(episode.ret))
@@ -132,7 +135,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
         save()
         if step >= config.steps:
             evaluation = _evaluate(config, agent, tasks, spec, logger, step)
-            summary = {"steps": step, "parameters": sizes, "versions": checkpoint.versions()}
+            summary = {"steps": step, "parameters": sizes, "versions": checkpoint.versions(), "init": origin}
             runs.write_summary(
                 out, {**summary, "evaluation": evaluation.as_dict(), "seconds": time.monotonic() - started}
             )

@@ -55,6 +55,8 @@ class Task:
         protocol: what a result must name to be comparable (package version, reward version, goal mode, ...).
         batch: makes a ``Batch`` that steps so many slots of the given tasks at once, with the same numbers as the
             environments of ``build``; None if there is none. Tasks whose ``batch`` is equal share one.
+        frames: {leaf: k}: along its first axis the leaf holds the last k frames, oldest first. At an episode's start
+            the first one is repeated. Memories then store each frame once. ``check_suite`` looks whether it is so.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Task:
     spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None
     protocol: Mapping[str, str] = field(default_factory=dict)
     batch: Callable[[Sequence[Task], int], Batch] | None = None
+    frames: Mapping[str, int] = field(default_factory=dict)
 
     def normalise(self, ret: float) -> float:
         """Map a raw episode return to the normalised score: 0 = random, 1 = reference."""
@@ -130,12 +133,14 @@ class Suite(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """What rows of one kind share. ``tasks`` are the indices into ``Spec.tasks`` that live in this group."""
+    """What rows of one kind share. ``tasks`` are the indices into ``Spec.tasks`` that live in this group; ``frames`` is
+    theirs, see ``Task``."""
 
     name: str
     leaves: Mapping[str, Box]
     action: Discrete | Box
     tasks: tuple[int, ...]
+    frames: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from mtrl import runs
 from mtrl.benchmark.report import REPORT, write_report
 from mtrl.benchmark.store import IMPORTED, evaluations, load, write_rows
 from mtrl.config import load_config
-from mtrl.evaluate import Evaluation, chosen_frames, evaluate
+from mtrl.evaluate import Evaluation, evaluate
 from mtrl.log import METRICS
 from mtrl.train import train
-from mtrl.video import tile, write_video
+from mtrl.watch import film, pick
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
@@ -64,8 +64,7 @@ def main() -> None:
     chance = runs.make_agent(load_config(overrides=[f"suite={config.suite}"], agent="random"), spec)
     untrained = evaluate(chance, tasks, **settings)
     compare(console, summary.evaluation, untrained)
-    frames = tile(chosen_frames(summary.evaluation), [task.name for task in tasks])
-    gif = write_video(out / runs.VIDEOS / "best.gif", frames, fps=4)
+    gif = film(pick(summary.evaluation, "best"), out / runs.VIDEOS / "best.gif", fps=4)
     who = {"agent": "random", "suite": config.suite, "seed": config.seed}
     rows = evaluations({"step": summary.steps, **untrained.metrics()})
     write_rows(out / IMPORTED / "random.csv", [{**who, **row} for row in rows])

@@ -19,17 +19,22 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 # A module imports its own layer and those before it. A name stands for a module or a whole package.
 LAYERS = (
     ("types", "files", "signals"),
-    ("spaces", "registry"),
+    ("opengl", "spaces", "registry", "frames"),
     ("vector", "nn", "rollout", "replay", "levels"),
     ("sampler",),
-    ("checkpoint", "config", "doctor", "evaluate", "log", "monitor", "runs", "sinks", "terminal", "testing", "video"),
+    ("highlights", "video"),
+    ("checkpoint", "config", "doctor", "evaluate", "log", "monitor", "runs", "sinks", "terminal", "testing"),
+    ("watch", "tables", "transfer"),
     ("train",),
     ("benchmark",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 PLUGIN_LEVEL = LEVEL["vector"]  # what suites and agents may import of the core
-ENVIRONMENTS = {"metaworld", "minigrid", "mujoco", "numba", "pettingzoo", "ale_py", "dm_control"}
+ENVIRONMENTS = {
+    *("metaworld", "minigrid", "mujoco", "numba", "pettingzoo", "ale_py", "dm_control", "gymnasium_robotics"),
+    *("textworld", "jericho", "lbforaging", "rware"),
+}
 
 
 def ident(path: Path) -> str:

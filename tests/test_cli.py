@@ -42,6 +42,16 @@ def test_lists() -> None:
         (("train", "--resume", "nowhere"), "nowhere holds no run"),
         (("train", "--resume", "x", "--seed", "1"), "only --steps may be given with it"),
         (("evaluate", "nowhere"), "nowhere holds no run"),
+        (("watch",), "name the folder of a run, or tasks for an untrained agent with --suite"),
+        (("watch", "nowhere"), "nowhere holds no run"),
+        (("watch", "--suite", "minigrid/mt33"), "did you mean 'mt3'?"),
+        (("watch", "--suite", "minigrid/mt3", "--agent", "rndom"), "did you mean 'random'?"),
+        (("watch", "--suite", "minigrid/mt3", "--tasks", "LavaGap"), "did you mean 'minigrid/LavaGapS7'?"),
+        (("watch", "--suite", "minigrid/mt3", "--pick", "wurst"), "did you mean 'worst'?"),
+        (("watch", "--suite", "minigrid/mt3", "--out", "x.mp3"), "unknown kind of video '.mp3'; did you mean '.mp4'?"),
+        (("watch", "--suite", "minigrid/mt3", "--training", "best"), "--training shows what a run has recorded"),
+        (("watch", "nowhere", "--training", "best", "--seed", "1"), "--training shows what a run has recorded"),
+        (("watch", "--suite", f"{PROBES}/discrete", "--out", "x.mp4"), "cannot render: its build takes no render_mode"),
         (("train", "--suite", "minigrid/mt3*0"), "'minigrid/mt3*0': write copies as a whole number from 1 up"),
         (("train", "--suite", "minigrid/mt3*2", "slots=4", "sampler.kind=uniform"), "slots and '*2' in suite"),
         (("check", "minigrid/mt3*no"), "write copies as a whole number"),
@@ -80,6 +90,22 @@ def test_train_evaluate_export(tmp_path: Path) -> None:
     assert call("export", str(out), str(tmp_path / "policy")).exit_code == 0
     exported = json.loads(call("evaluate", str(tmp_path / "policy"), "--episodes", "6", "--json").stdout)
     assert exported == found
+
+
+def test_watch(tmp_path: Path) -> None:
+    options = ["workers=0", "threads=1", "log.wandb=off", "eval.episodes=2"]
+    suite, out = "minigrid/Empty-5x5", tmp_path / "run"
+    assert call("train", "--suite", suite, "--steps", "1500", "--out", str(out), *options).exit_code == 0
+    for words, name in (
+        ((), "all.mp4"),
+        (("--pick", "worst", "--sampled", "--step", "1500"), "worst-sampled.mp4"),
+        (("--training", "best"), "training-best.mp4"),
+        (("--episodes", "2", "--out", str(tmp_path / "own.gif"), "--height", "48"), "../../own.gif"),
+    ):
+        shown = call("watch", str(out), *words)
+        assert shown.exit_code == 0, shown.output
+        assert shown.output.count(suite) == (2 if "--episodes" in words else 1)
+        assert (out / "watch" / name).stat().st_size > 1000
 
 
 def test_check_passes_on_good_tasks_and_fails_on_bad_ones() -> None:

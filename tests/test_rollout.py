@@ -137,13 +137,13 @@ def test_minibatches_cover_every_valid_step_once_and_keep_rows_together(steps: i
         roll.add(transition(t, before=(t < 1, True), after=(False, True)))
     stamp = np.arange(4)[:, None] + np.array([0.0, 100, 0, 100])
     memory = {"actor": torch.arange(16).view(4, 4, 1)}
-    items = Items(
-        roll, steps=steps, columns={"stamp": stamp}, action=roll.action, memory=memory, device=torch.device("cpu")
-    )
+    columns = {"stamp": stamp}
+    items = Items(roll, steps=steps, columns=columns, action=roll.action, memory=memory, device=torch.device("cpu"))
     seen = []
     for batch in items.minibatches(2, torch.Generator().manual_seed(0)):
         columns = batch.columns
         assert columns["task"].shape[0] == steps
+        assert batch.same == {}, "so few rows are not searched for repetitions"
         both = torch.cat([batch.leaves[g]["vector"][..., 0] for g in ("a", "b")], 1)
         torch.testing.assert_close(both, columns["stamp"].float())
         torch.testing.assert_close(batch.action["b"][..., 0], batch.leaves["b"]["vector"][..., 0] % 100 / 10)
@@ -154,3 +154,22 @@ def test_minibatches_cover_every_valid_step_once_and_keep_rows_together(steps: i
         seen += keys.tolist()
     expected = (stamp + 1000 * roll.task)[roll.valid]
     assert sorted(seen) == sorted(expected.tolist())
+
+
+def test_rows_that_repeat_carry_the_same_number() -> None:
+    roll = Rollout(SPEC, 128)
+    for t in range(128):
+        roll.add(transition(t % 8, before=(True, True), after=(True, True)))
+    items = Items(roll, steps=1, columns={}, action=roll.action, memory={}, device=torch.device("cpu"))
+    for batch in items.minibatches(2, torch.Generator().manual_seed(0)):
+        assert list(batch.same) == ["a", "b"]
+        for group, number in batch.same.items():
+            views, start = batch.leaves[group]["vector"], list(batch.leaves).index(group)
+            rows = sum(batch.same[g].shape[1] for g in list(batch.leaves)[:start])
+            told = torch.cat([views[0], batch.columns["task"][0, rows : rows + number.shape[1], None]], 1)
+            for value in number[0].unique():
+                assert len(told[number[0] == value].unique(dim=0)) == 1
+        for part in batch.parts():
+            (group,) = part.leaves
+            assert part.columns["task"].unique().numel() == 1
+            assert part.same[group].shape == part.columns["task"].shape

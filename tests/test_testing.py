@@ -194,6 +194,56 @@ def test_declarations_are_checked(changes: dict[str, Any], what: str) -> None:
     assert [error for error in report.errors if what in error.what], report
 
 
+class Film(gym.Env[np.ndarray, Any]):
+    """The last three of a row of random numbers, oldest first; it can be broken in one place."""
+
+    def __init__(self, fault: str = "", **render: Any) -> None:
+        self.observation_space = Box(-np.inf, np.inf, (6,), np.float32)
+        self.action_space = Discrete(2)
+        self.fault = fault
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.frames = [self.frame()] * 3
+        if self.fault == "blank":
+            self.frames[0] = np.zeros(2)
+        return self.observe(), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.frames = [*self.frames[1:], self.frame()]
+        return self.observe(), 0.0, False, False, {}
+
+    def frame(self) -> Any:
+        return self.np_random.normal(size=2)
+
+    def observe(self) -> Any:
+        frames = self.frames[::-1] if self.fault == "newest first" else self.frames
+        frames = np.stack(frames, 1) if self.fault == "interleaved" else frames
+        return np.asarray(frames, np.float32).reshape(-1)
+
+
+def film(fault: str = "", **frames: int) -> OneSuite:
+    task = Task("bad/film", partial(Film, fault), 10, score_source="made up", frames=frames or {"vector": 3})
+    return OneSuite(task)
+
+
+def test_stacks_of_frames_are_checked() -> None:
+    assert check_suite(film(), "all").findings == ()
+    for fault in ("newest first", "interleaved"):
+        (error,) = check_suite(film(fault), "all").errors
+        assert "the leaf 'vector' after step 1 is not the one before without its oldest frame" in error.what
+        assert "oldest first" in error.fix
+    report = check_suite(film("blank"), "all")
+    assert report.ok
+    assert [note.what for note in report.notes] == [
+        "the leaf 'vector' (a stack of 3 frames) starts with frames that differ"
+    ]
+    assert "stack of 2 frames" in check_suite(film(vector=2), "all").errors[0].what
+    assert "its shape is (6,)" in check_suite(film(vector=4), "all").errors[0].what
+    (error,) = check_suite(film(vectors=3), "all").errors
+    assert "unknown leaf in Task.frames of 'bad/film' 'vectors'; did you mean 'vector'?" in error.what
+
+
 def test_listing_is_checked() -> None:
     task = Task("bad/walk", Walk, 10, score_source="made up")
     twice = check_suite(OneSuite(task, task), "all")

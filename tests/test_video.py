@@ -8,7 +8,7 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image, ImageSequence
 
 from mtrl import video
-from mtrl.video import tile, write_video
+from mtrl.video import page, write_video
 
 
 def ramp(t, h, w, seed=0):
@@ -70,8 +70,10 @@ def test_a_failing_encoder_says_so(tmp_path, monkeypatch):
     ("name", "frames", "message"),
     [
         ("x.mp4", np.zeros((2, 8, 8, 3)), "float64"),
-        ("x.mp4", np.zeros((2, 8, 8), np.uint8), r"\(2, 8, 8\)"),
-        ("x.mp4", np.zeros((0, 8, 8, 3), np.uint8), "t >= 1"),
+        ("x.mp4", np.zeros((2, 8, 8), np.uint8), r"frame 0 must be .*, got \(8, 8\)"),
+        ("x.mp4", np.zeros((0, 8, 8, 3), np.uint8), "no frames"),
+        ("x.gif", np.zeros((0, 8, 8, 3), np.uint8), "no frames"),
+        ("x.mp4", [np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8)], r"frame 1 has shape \(8, 9, 3\)"),
         ("x.avi", np.zeros((2, 8, 8, 3), np.uint8), r"cannot write \.avi; use \.mp4 or \.gif"),
     ],
 )
@@ -80,32 +82,50 @@ def test_what_cannot_be_written(name, frames, message, tmp_path):
         write_video(tmp_path / name, frames)
 
 
-def test_tile_holds_the_last_frame():
-    short, long = ramp(2, 40, 40, 1), ramp(5, 40, 40, 2)
-    out = tile([short, long], ["short", "long"], height=40)
-    assert (len(out), out.shape[-1], out.dtype) == (5, 3, np.uint8)
-    left, right = out[:, -6, out.shape[2] // 4, 0], out[:, -6, 3 * out.shape[2] // 4, 0]
-    last = short[-1, 0, 0, 0]
-    assert left.tolist() == [*short[:, 0, 0, 0], *[last // 2] * 3]
-    assert right.tolist() == long[:, 0, 0, 0].tolist()
-
-
 @pytest.mark.parametrize(
     ("count", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 2, 2), (10, 2, 5), (50, 5, 10)]
 )
-def test_tile_grid(count, rows, columns):
-    one = tile([ramp(1, 20, 20)], ["a"], height=20)
-    out = tile([ramp(1, 20, 20)] * count, ["a"] * count, height=20)
+def test_page_grid(count, rows, columns):
+    picture = np.zeros((20, 20, 3), np.uint8)
+    one, out = page([picture], ["a"], height=20), page([picture] * count, ["a"] * count, height=20)
     gap = 4
-    assert out.shape[1] - gap == rows * (one.shape[1] - gap)
-    assert out.shape[2] - gap == columns * (one.shape[2] - gap)
+    assert out.shape[0] - gap == rows * (one.shape[0] - gap)
+    assert out.shape[1] - gap == columns * (one.shape[1] - gap)
 
 
-def test_tile_scales_and_labels():
-    out = tile([ramp(1, 100, 50), ramp(1, 30, 30)], ["a label that is far too long to fit", ""], height=60)
-    lit = (out[0] > 150).all(-1)
-    half = out.shape[2] // 2
+def test_page_scales_and_labels():
+    pictures = [np.full((100, 50, 3), 60, np.uint8), np.full((30, 30, 3), 90, np.uint8)]
+    out = page(pictures, ["a label that is far too long to fit", ""], height=60)
+    lit = np.all(out > 150, axis=-1)
+    half = out.shape[1] // 2
     assert lit[:18, :half].any()
     assert not lit[:18, half:].any()
-    with pytest.raises(ValueError, match="1 episodes and 2 labels"):
-        tile([ramp(1, 8, 8)], ["a", "b"])
+    assert np.count_nonzero(np.all(out == 60, axis=-1)) == 60 * 30
+    assert np.count_nonzero(np.all(out == 90, axis=-1)) == 60 * 60
+    wide = page([*pictures, np.full((10, 40, 3), 99, np.uint8)], [""] * 3, height=60)
+    assert np.count_nonzero(np.all(wide == 99, axis=-1)) == 80 * 20
+    assert page(pictures, ["a\nb", "c\n"], height=60).shape[0] > out.shape[0]
+    with pytest.raises(ValueError, match="1 pictures and 2 labels"):
+        page(pictures[:1], ["a", "b"])
+
+
+def test_mp4_frames_may_come_one_by_one(tmp_path):
+    frames = ramp(7, 64, 48)
+    alive = []
+
+    def stream():
+        for frame in frames:
+            alive.append(len(alive))
+            yield frame
+
+    read = read_mp4(write_video(tmp_path / "x.mp4", stream(), fps=10), 64, 48)
+    np.testing.assert_array_equal(read, read_mp4(write_video(tmp_path / "y.mp4", frames, fps=10), 64, 48))
+    assert len(alive) == 7
+
+
+def test_a_gif_has_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "GIF_BYTES", 3 * 64)
+    write_video(tmp_path / "x.gif", ramp(3, 8, 8))
+    with pytest.raises(video.GifTooLongError, match="too long for a gif"):
+        write_video(tmp_path / "y.gif", ramp(4, 8, 8))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.gif"]

@@ -11,7 +11,8 @@ in every loss. Advantages are computed in float64. Box actions: a diagonal Gauss
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,18 +20,21 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from mtrl.nn.actor_critic import Body, PolicyNet, Rows, ValueNet, evaluate, fold
+from mtrl.nn.actor_critic import Body, PolicyNet, ValueNet, decide, evaluate, judge, to_rows
+from mtrl.nn.aggregation import Method
+from mtrl.nn.balancers import BalancerName
+from mtrl.nn.bootstrap import judge_rollout
+from mtrl.nn.descent import Descent
 from mtrl.nn.diagnostics import conflict_metrics, inspect
+from mtrl.nn.heads import Distribution
 from mtrl.nn.linear import Route, matmul, probe
-from mtrl.nn.losses import task_weights
 from mtrl.nn.normalizers import TaskMoments, preserve_outputs_
 from mtrl.nn.optim import load_optimizer_state, optimizer_state
-from mtrl.nn.perception import PerceptionConfig, to_tensors
+from mtrl.nn.perception import PerceptionConfig
+from mtrl.nn.recall import Recall
 from mtrl.nn.trunk import TrunkConfig
-from mtrl.rollout import Items, Minibatch, Rollout, Successors, chunk_length, explained_variance, gae
+from mtrl.rollout import Items, Minibatch, Rollout, chunk_length, explained_variance, gae
 from mtrl.types import Array, Decision, Layout, Obs, Spec, Step
-
-BLOCK = 2048  # rows in one forward pass without gradients: bounds the memory that a rollout of pictures takes
 
 
 class PPO:
@@ -54,7 +58,12 @@ class PPO:
         value_clip: float | None = Field(default=None, gt=0, description="of the normalised value's change; None: off")
         entropy: float = Field(default=0.01, ge=0, description="weight of the entropy bonus")
         value_weight: float = Field(default=0.5, gt=0, description="weight of the value loss")
-        max_grad_norm: float | None = Field(default=0.5, gt=0, description="of actor and critic each")
+        max_grad_norm: float | None = Field(default=0.5, gt=0, description="of actor and critic, or of both if shared")
+        actor_gradients: Method = Field(default="mean", description="how the tasks' gradients become one")
+        critic_gradients: Method = Field(default="mean", description="TOPPO: fairgrad here, pcgrad for the actor")
+        critic_balance: BalancerName | None = Field(
+            default=None, description="how the tasks' losses become one; None: mean"
+        )
         target_kl: float | None = Field(default=None, gt=0, description="end the epochs beyond this mean divergence")
         normalize_advantage: bool = Field(default=True, description="by running moments of each task's advantages")
         advantage_decay: float = Field(default=0.95, ge=0, lt=1, description="of these; 0: this rollout's own (MOORE)")
@@ -81,14 +90,17 @@ class PPO:
 
     def __init__(self, spec: Spec, config: Config, *, seed: int, device: str = "cpu") -> None:
         self.spec, self.config, self.seed = spec, config, seed
+        self.names = [task.name for task in spec.tasks]
         self.device = torch.device(device)
         self.recurrent = config.memory > 0
         self.chunk = chunk_length(config.rollout, config.chunk) if config.memory else 1
         hidden = [group.name for group in spec.groups if "state" in group.leaves]
         if config.share and hidden:
             raise ValueError(f"group {hidden[0]!r} has a global state, which only a critic may see: set share=false")
-        if config.share and config.critic_fit == "rollout":
-            raise ValueError("critic_fit=rollout steps the critic alone, which shares its body: set share=false")
+        alone = {"critic_fit": "minibatches", "critic_gradients": config.actor_gradients, "critic_balance": None}
+        for field, common in alone.items():
+            if config.share and (value := getattr(config, field)) != common:
+                raise ValueError(f"{field}={value} is for a critic alone, but its body is the actor's: set share=false")
         self.route: Route = probe(device).route if config.matmul == "auto" else config.matmul
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -98,8 +110,24 @@ class PPO:
             self.critic = ValueNet(spec, own, own or body, config.head, config.head_activation).to(self.device)
         self.critic_body = own or body
         self.nets: dict[str, nn.Module] = {"policy": self.policy, "critic": self.critic}
-        parameters = [p for net in self.nets.values() for p in net.parameters()]
-        self.optimizer = torch.optim.Adam(parameters, config.lr, eps=1e-5, fused=True)
+        # What is stepped together: everything, if actor and critic share a body.
+        bodies = {"actor and critic": nn.ModuleDict(self.nets)} if config.share else self.nets
+        self.optimizers = {
+            name: torch.optim.Adam(net.parameters(), config.lr, eps=1e-5, fused=True) for name, net in bodies.items()
+        }
+        self.descents = {
+            name: Descent(
+                name,
+                net,
+                self.optimizers[name],
+                self.names,
+                clip=config.max_grad_norm,
+                gradients=config.critic_gradients if name == "critic" else config.actor_gradients,
+                balance=config.critic_balance if name == "critic" else None,
+                seed=seed,
+            )
+            for name, net in bodies.items()
+        }
         self.generator = torch.Generator().manual_seed(seed)
         self.rollout = Rollout(spec, config.rollout)
         self.moments = TaskMoments(len(spec.tasks))
@@ -108,7 +136,7 @@ class PPO:
         self.spread = TaskMoments(len(spec.tasks), decay=config.advantage_decay, floor=1e-12)
         self.errors: Array | None = None  # sizes of the last rollout's value errors, for samplers
         self.critic_memory: Tensor | None = None  # the critic's own memory where the rollout starts, [n, H]
-        self.updates = 0
+        self.updates = self.version = 0  # version: of the policy
 
     def actor(self, layout: Layout, *, explore: bool) -> PPOActor:
         """Decides with the current networks: ``explore`` samples, otherwise the distribution's mode."""
@@ -134,20 +162,20 @@ class PPO:
     def _learn(self) -> dict[str, float]:
         config = self.config
         if config.lr_decay_updates:
-            for group in self.optimizer.param_groups:
-                group["lr"] = config.lr * max(0.0, 1 - self.updates / config.lr_decay_updates)
+            for optimizer in self.optimizers.values():
+                optimizer.param_groups[0]["lr"] = config.lr * max(0.0, 1 - self.updates / config.lr_decay_updates)
         items, metrics = self._prepare()
         sums: dict[str, list[float]] = {}
         fits = config.critic_fit == "minibatches"
         if not fits:
-            sums["value"] = [self._step(batch, actor=False)["value"] for batch in items.minibatches(1, self.generator)]
+            sums["value"] = [self._step(batch, ["critic"])["value"] for batch in items.minibatches(1, self.generator)]
         look = config.inspect_every and self.updates % config.inspect_every == 0
         epochs = 0
         while epochs < config.epochs:
             epochs += 1
             divergence = []
             for batch in items.minibatches(config.minibatches, self.generator):
-                terms = self._step(batch, critic=fits, look=bool(look))
+                terms = self._step(batch, [*self.descents] if fits else ["policy"], look=bool(look))
                 look = False
                 divergence.append(terms["approx_kl"])
                 for name, value in terms.items():
@@ -156,17 +184,18 @@ class PPO:
             if config.target_kl and np.mean(divergence) > config.target_kl:
                 break
         self.rollout.clear()
-        self.updates += 1
+        self.updates, self.version = self.updates + 1, self.version + 1
         metrics |= {name if "/" in name else f"losses/{name}": float(np.mean(x)) for name, x in sums.items()}
         metrics["losses/epochs"] = float(epochs)
-        metrics["charts/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        metrics["charts/learning_rate"] = next(iter(self.optimizers.values())).param_groups[0]["lr"]
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "policy": self.policy.state_dict(),
             "critic": self.critic.state_dict(),
-            "optimizer": optimizer_state(self.optimizer),
+            "optimizers": {name: optimizer_state(each) for name, each in self.optimizers.items()},
+            "descents": {name: descent.state_dict() for name, descent in self.descents.items()},
             "generator": self.generator.get_state(),
             "rollout": self.rollout.state_dict(),
             "moments": self.moments.state_dict(),
@@ -179,7 +208,9 @@ class PPO:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.load_policy(state["policy"])
         self.critic.load_state_dict(state["critic"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        for name, descent in self.descents.items():
+            load_optimizer_state(self.optimizers[name], state["optimizers"][name])
+            descent.load_state_dict(state["descents"][name])
         self.generator.set_state(state["generator"])
         self.rollout.load_state_dict(state["rollout"])
         self.moments.load_state_dict(state["moments"])
@@ -190,25 +221,26 @@ class PPO:
         self.updates = int(state["updates"])
 
     def load_policy(self, state: Mapping[str, Any]) -> None:
+        self.version += 1
         self.policy.load_state_dict(state)
 
     def _prepare(self) -> tuple[Items, dict[str, float]]:
         """Values and advantages of the whole rollout, in one pass of the critic, then cut into items to draw from."""
-        roll, config, acting = self.rollout, self.config, self.rollout.acting
-        value, critic_state = self._rollout_values()
+        roll, config, living = self.rollout, self.config, self.rollout.living
+        scale = self.moments.denormalize if config.normalize_value else lambda value, _: value
+        judged = judge_rollout(self.critic, self.critic_body, roll, self._critic_start(), self.device)
+        self.critic_memory = judged.memory_after
+        value = scale(judged.value, roll.task)
         next_value = np.zeros_like(value)
         next_value[:-1] = value[1:]
-        ends = roll.successors()
-        if len(ends.t):
-            next_value[ends.t, ends.row] = self._successor_values(ends, critic_state)
+        next_value[judged.end_t, judged.end_row] = scale(judged.end_value, roll.task[judged.end_t, judged.end_row])
         for name, array in {"reward": roll.reward, "value": value, "log_prob": roll.extras["log_prob"]}.items():
             self._guard(name, array, roll.task, roll.valid)
-        advantage = gae(
-            roll.reward, value, next_value, roll.terminated, roll.truncated, gamma=config.gamma, lam=config.lam
-        )
+        final = roll.terminated, roll.truncated
+        advantage = gae(roll.reward, value, next_value, *final, gamma=config.gamma, lam=config.lam)
         returns = advantage + value
         self.errors = np.where(roll.valid, np.abs(advantage), np.nan)
-        metrics = explained_variance(returns, value, roll, [task.name for task in self.spec.tasks])
+        metrics = explained_variance(returns, value, roll, self.names)
         if config.normalize_value:
             before = self.moments.mean, self.moments.std
             self.moments.update(returns[roll.valid], roll.task[roll.valid])
@@ -216,19 +248,20 @@ class PPO:
                 after = self.moments.mean, self.moments.std
                 preserve_outputs_(self.critic.head.net.layers[-1], before, after)
         if config.normalize_advantage:
-            self.spread.update(advantage[acting], roll.task[acting])
+            self.spread.update(advantage[living > 0], roll.task[living > 0])
             advantage = self.spread.normalize(advantage, roll.task)
         columns = {
             "advantage": advantage.astype(np.float32),
             "target": self._normalized(returns).astype(np.float32),
             "old_value": self._normalized(value).astype(np.float32),
             "log_prob": roll.extras["log_prob"],
+            "living": living,
         }
         action = {}
         for group, rows in roll.rows.items():
             shape = self.spec.group(group).action.shape
             action[group] = roll.extras["sample"][:, rows, : shape[0]] if shape else roll.action[group]
-        memory = {} if critic_state is None else {"critic": critic_state}
+        memory = {} if judged.memory is None else {"critic": judged.memory}
         if config.memory:
             memory["actor"] = torch.as_tensor(roll.extras["memory"], device=self.device)
         items = Items(roll, steps=self.chunk, columns=columns, action=action, memory=memory, device=self.device)
@@ -237,115 +270,74 @@ class PPO:
     def _normalized(self, values: Array) -> Array:
         return self.moments.normalize(values, self.rollout.task) if self.config.normalize_value else values
 
-    @torch.no_grad()
-    def _rollout_values(self) -> tuple[Array, Tensor | None]:
-        """Values [t, n] of the stored observations, float64, and the critic's memory before each, [t, n, H]."""
-        roll, out, states = self.rollout, [], []
-        n = roll.task.shape[1]
-        state = self.critic_memory
-        if self.config.memory and self.config.share:
-            state = torch.as_tensor(roll.extras["memory"][0], device=self.device)
-        elif self.config.memory and state is None:
-            state = torch.zeros(n, self.config.memory, device=self.device)
-        block = max(1, BLOCK // n)
-        for start in range(0, roll.length, block):
-            rows = self._rows(roll.leaves, roll.task, roll.first, slice(start, start + block))
-            before = state
-            folded = fold(rows) if before is None else None
-            unique = rows if folded is None else folded.rows
-            features, state = self.critic_body(unique, state)
-            values = self.critic(features, unique)
-            out.append(values if folded is None else values[0][folded.place])
-            if before is not None:
-                states.append(torch.cat((before[None], features[:-1, :, -self.config.memory :])))
-        self.critic_memory = state
-        value = torch.cat(out).double().cpu().numpy()
-        if self.config.normalize_value:
-            value = self.moments.denormalize(value, roll.task)
-        return value, torch.cat(states) if states else None
+    def _critic_start(self) -> Tensor | None:
+        """What the critic remembers where the rollout starts, [n, H]; None without memory."""
+        roll, width = self.rollout, self.config.memory
+        if width and self.config.share:
+            return torch.as_tensor(roll.extras["memory"][0], device=self.device)
+        if width and self.critic_memory is None:
+            return torch.zeros(roll.task.shape[1], width, device=self.device)
+        return self.critic_memory
 
-    @torch.no_grad()
-    def _successor_values(self, ends: Successors, critic_state: Tensor | None) -> Array:
-        """Values [m] of the observations behind truncations and behind the last step."""
-        roll, parts, start = self.rollout, [], 0
-        for group, leaves in ends.leaves.items():
-            m = len(next(iter(leaves.values())))
-            t, row = ends.t[start : start + m], ends.row[start : start + m]
-            start += m
-            task = roll.task[t, row]
-            # The memory before a successor is the one after its predecessor: one step further than the stored one.
-            memory = None
-            if critic_state is not None:
-                before = {
-                    g: {leaf: x[t, row - roll.rows[g].start][None] for leaf, x in own.items()}
-                    for g, own in roll.leaves.items()
-                    if g == group
-                }
-                rows = self._rows(before, task[None], roll.first[t, row][None], slice(None))
-                memory = self.critic_body(rows, critic_state[t, row])[1]
-            found = {group: {leaf: x[None] for leaf, x in leaves.items()}}
-            rows = self._rows(found, task[None], np.zeros((1, m), bool), slice(None))
-            value = self.critic(self.critic_body(rows, memory)[0], rows)[0].double().cpu().numpy()
-            parts.append(self.moments.denormalize(value, task) if self.config.normalize_value else value)
-        return np.concatenate(parts)
-
-    def _rows(self, leaves: Mapping[str, Mapping[str, Array]], task: Array, first: Array, at: slice) -> Rows:
-        """Steps ``at`` of arrays [t, n, ...] as tensors."""
-        return Rows(
-            {g: to_tensors({leaf: x[at] for leaf, x in own.items()}, self.device) for g, own in leaves.items()},
-            torch.as_tensor(task[at], device=self.device),
-            torch.as_tensor(first[at], device=self.device),
-        )
-
-    def _step(
-        self, batch: Minibatch, *, actor: bool = True, critic: bool = True, look: bool = False
-    ) -> dict[str, float]:
-        """One gradient step of actor, critic or both on one minibatch [t, m]; ``look``: and a look inside."""
+    def policy_loss(self, batch: Minibatch, policies: Mapping[str, Distribution]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Clipped surrogate and entropy bonus of each row, [t, m]; of the living, since the dead choose nothing."""
         config, column = self.config, batch.columns
-        task, valid, acting, advantage = (column[name] for name in ("task", "valid", "acting", "advantage"))
-        rows = Rows(batch.leaves, task, column["first"])
-        policies, value = evaluate(self.policy, self.critic, rows, batch.memory)
         pairs = [(policy, batch.action[group]) for group, policy in policies.items()]
         log_prob = torch.cat([policy.log_prob(a.flatten(0, 1)).view(a.shape[:2]) for policy, a in pairs], 1)
         entropy = torch.cat([policy.entropy().view(a.shape[:2]) for policy, a in pairs], 1)
+        log_ratio = (log_prob - column["log_prob"]).masked_fill(~column["valid"], 0.0)
+        ratio, advantage = log_ratio.exp(), column["advantage"]
+        loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage)
+        clipped = ((ratio - 1).abs() > config.clip).float()
+        metrics = {"policy": loss, "entropy": entropy, "approx_kl": ratio - 1 - log_ratio, "clip_fraction": clipped}
+        living = column["living"]
+        return (loss - config.entropy * entropy) * living, {name: x * living for name, x in metrics.items()}
 
-        # The dead of a team are paid, so the critic learns from their rows; the policy has nothing to choose there.
-        weight, every = (task_weights(task, rows, len(self.spec.tasks)) for rows in (acting, valid))
-        log_ratio = (log_prob - column["log_prob"]).masked_fill(~acting, 0.0)
-        ratio = log_ratio.exp()
-        gain = torch.minimum(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage)
+    def value_loss(self, batch: Minibatch, value: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Squared error of each row's normalised value, [t, m]."""
+        config, column = self.config, batch.columns
         error = (value - column["target"]).square()
         if config.value_clip is not None:
             change = (value - column["old_value"]).clamp(-config.value_clip, config.value_clip)
             error = torch.maximum(error, (column["old_value"] + change - column["target"]).square())
-        losses = {
-            "policy": (-gain, acting, weight),
-            "value": (error, valid, every),
-            "entropy": (entropy, acting, weight),
-        }
-        policy, fit, bonus = ((loss.masked_fill(~own, 0.0) * w).sum() for loss, own, w in losses.values())
-        loss = torch.stack([*[policy - config.entropy * bonus] * actor, *[config.value_weight * fit] * critic]).sum()
-        if not torch.isfinite(loss):
-            for name, (each, own, _) in losses.items():
-                self._guard(f"{name} loss", *(x.detach().cpu().numpy() for x in (each, task, own)))
-        seen: dict[str, float] = {}
-        if look:
-            names = [task.name for task in self.spec.tasks]
-            seen = inspect(self.nets, lambda: evaluate(self.policy, self.critic, rows, batch.memory), names)
-            seen |= conflict_metrics("policy", (-gain - config.entropy * entropy)[acting], task[acting], self.policy)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        limit = config.max_grad_norm or float("inf")
-        for name, net in self.nets.items():
-            if not torch.isfinite(nn.utils.clip_grad_norm_(net.parameters(), limit)):
-                tasks = ", ".join(self.spec.tasks[t].name for t in task.unique().tolist())
-                raise FloatingPointError(f"gradient of {name} is not finite in update {self.updates} (tasks: {tasks})")
-        self.optimizer.step()
+        return config.value_weight * error, {"value": error}
+
+    def _losses(self, batch: Minibatch, name: str) -> tuple[Tensor, dict[str, float]]:
+        """What the descent ``name`` goes down, [t * m], and means of what is worth logging."""
+        loss, metrics = torch.zeros(()), dict[str, Tensor]()
+        features = None
+        if name != "critic":
+            policies, features = decide(self.policy, batch.scene)
+            loss, metrics = self.policy_loss(batch, policies)
+        if name != "policy":
+            fit, more = self.value_loss(batch, judge(self.critic, batch.scene, features))
+            loss, metrics = loss + fit, metrics | more
+        valid = batch.columns["valid"].flatten()
         with torch.no_grad():
-            clipped = (((ratio - 1).abs() > config.clip).float() * weight).sum()
-            divergence = ((ratio - 1 - log_ratio) * weight).sum()
-        terms = {"policy": policy, "value": fit, "entropy": bonus, "approx_kl": divergence, "clip_fraction": clipped}
-        return {name: float(term.detach()) for name, term in terms.items()} | seen
+            means = {key: float(x.flatten().masked_fill(~valid, 0.0) @ batch.weight) for key, x in metrics.items()}
+        return loss.flatten().masked_fill(~valid, 0.0), means
+
+    def _step(self, batch: Minibatch, names: Sequence[str], *, look: bool = False) -> dict[str, float]:
+        """One gradient step of each descent named on one minibatch [t, m]; ``look``: and a look inside."""
+        seen: dict[str, list[float]] = {}
+        found: dict[str, float] = {}
+        if look:
+            rows, valid = batch.scene.rows, batch.columns["valid"].flatten()
+            found = inspect(self.nets, lambda: evaluate(self.policy, self.critic, rows, batch.memory), self.names)
+            loss = self._losses(batch, "policy")[0]
+            found |= conflict_metrics("policy", loss[valid], batch.task[valid], self.policy)
+
+        def losses(name: str, part: Minibatch) -> Tensor:
+            loss, means = self._losses(part, name)
+            for key, value in means.items():
+                seen.setdefault(key, []).append(value)
+            return loss
+
+        for name in names:  # nothing moves before everything is known to be finite
+            self.descents[name].backward(partial(losses, name), batch, self.updates)
+        for name in names:
+            self.descents[name].step(partial(losses, name), batch)
+        return {key: float(np.mean(values)) for key, values in seen.items()} | found
 
     def _guard(self, name: str, array: Array, task: Array, valid: Array) -> None:
         """Raise if an entry [t, n] that counts is not finite."""
@@ -367,6 +359,7 @@ class PPOActor:
         self.generator = torch.Generator(agent.device).manual_seed(2 * agent.seed + int(explore))
         width = agent.config.memory
         self.memory = torch.zeros(layout.num_rows, width, device=agent.device) if width else None
+        self.recall = Recall([agent.spec.group(group) for group in self.rows], agent.device)
 
     @torch.no_grad()
     def __call__(self, obs: Obs) -> Decision:
@@ -374,10 +367,10 @@ class PPOActor:
         ``memory`` [N, H] (before this step, if there is one)."""
         agent = self.agent
         leaves = {group: {leaf: x[None] for leaf, x in obs.leaves[group].items()} for group in self.rows}
-        rows = agent._rows(leaves, obs.task[None], obs.first[None], slice(None))
+        rows = to_rows(leaves, obs.task[None], obs.first[None], agent.device)
         before = self.memory
         with matmul(agent.route, agent.device):
-            policies, (_, self.memory) = agent.policy(rows, before)
+            policies, (_, self.memory) = agent.policy(rows, before, self.recall.lookup(agent.version))
         action: dict[str, Array] = {}
         log_probs: list[Tensor] = []
         sample = np.zeros((len(obs.task), self.sample_width), np.float32)
@@ -395,9 +388,11 @@ class PPOActor:
         return Decision(action, extras)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state(), "memory": self.memory}
+        seen = self.recall.state_dict(self.agent.version)
+        return {"generator": self.generator.get_state(), "memory": self.memory, "recall": seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generator.set_state(state["generator"])
         memory = state["memory"]
         self.memory = None if memory is None else memory.to(self.agent.device)
+        self.recall.load_state_dict(state["recall"], self.agent.version)

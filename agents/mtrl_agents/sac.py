@@ -183,6 +183,8 @@ class SAC:
 
     def _learn(self, rows: Rows) -> Rows:
         """One gradient step of critics, actor and temperatures; every task has the same share of every loss."""
+        if not self.updates:  # the critics may have been given other weights since they were made
+            self.targets.load_state_dict(self.critics.state_dict())
         alpha = self.log_alpha.detach().exp()
         with matmul(self.route, self.device):
             with torch.no_grad():
@@ -198,10 +200,13 @@ class SAC:
             seen.append((log_prob.detach(), value.detach()))
             return alpha[part.task] * log_prob - value
 
-        self.critics.requires_grad_(False)  # the actor's loss needs no gradient of their weights
+        learned = [parameter for parameter in self.critics.parameters() if parameter.requires_grad]
+        for parameter in learned:  # the actor's loss needs no gradient of their weights
+            parameter.requires_grad_(False)
         with matmul(self.route, self.device):
             self._descend("actor", actor_loss, rows)
-        self.critics.requires_grad_(True)
+        for parameter in learned:
+            parameter.requires_grad_(True)
         log_prob, value = (torch.cat(parts) for parts in zip(*seen, strict=True))
 
         gap = log_prob + self.target_entropy[rows.task]

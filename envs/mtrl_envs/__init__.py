@@ -11,8 +11,11 @@ import gymnasium as gym
 
 GROUPS = {
     "atari": ("8", "26", "57"),
+    "dmc": ("18", "benchmark", "all"),
     "metaworld": ("mt3", "mt5", "mt10", "mt25", "mt50", "ml10-train", "ml10-test", "ml45-train", "ml45-test"),
     "minigrid": ("mt3", "mt5", "mt7", "babyai"),
+    "robotics": ("adroit", "adroit-sparse", "kitchen", "all"),
+    "text": ("coin", "treasure", "simple", "cooking", "easy", "all"),
 }
 """Groups that have an id, by suite; written out, since asking the suites would import their packages."""
 

@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module, resources
+from importlib import resources
 from importlib.metadata import version
 from typing import Any
 
@@ -28,6 +28,7 @@ from gymnasium.spaces import Box, Discrete
 from mtrl.registry import UnknownNameError
 from mtrl.types import Task
 from mtrl_envs.area_resize import AreaResize
+from mtrl_envs.extras import needs
 
 SKIP, STACK, SIZE = 4, 4, 84
 """Frames per decision, screens per observation, and an observed screen's height and width in pixels."""
@@ -89,12 +90,12 @@ class AtariGame(gym.Env[np.ndarray, Any]):
         if noop_max < 1:
             raise ValueError(f"noop_max must be at least 1, got {noop_max}")
         rom = rom_name(game)
-        ale_py = _ale_py()
+        ale_py = _needs("ale_py")
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self.ale = ale_py.ALEInterface()
         self.ale.setInt("frame_skip", 1)
         self.ale.setFloat("repeat_action_probability", 0.0)
-        self.ale.loadROM(import_module("ale_py.roms").get_rom_path(rom))
+        self.ale.loadROM(_needs("ale_py.roms").get_rom_path(rom))
         self._loaded = self.ale.cloneSystemState()
         self._actions = [ale_py.Action(i) for i in range(ACTIONS)] if full_actions else self.ale.getMinimalActionSet()
         self._noop = ale_py.Action.NOOP
@@ -175,8 +176,7 @@ def rom_name(game: str) -> str:
 @functools.cache
 def _roms() -> Mapping[str, str]:
     """Names of the single-player games, in the spelling of Gymnasium's ids, and of their cartridges."""
-    _ale_py()
-    roms = import_module("ale_py.roms").get_all_rom_ids()
+    roms = _needs("ale_py.roms").get_all_rom_ids()
     return {rom.title().replace("_", ""): rom for rom in roms if rom not in _TWO_PLAYERS}
 
 
@@ -186,14 +186,8 @@ def _table() -> dict[str, Any]:
     return json.loads(resources.files("mtrl_envs").joinpath("atari.json").read_text())
 
 
-def _ale_py() -> Any:
-    try:
-        return import_module("ale_py")
-    except ModuleNotFoundError as error:
-        if error.name != "ale_py":
-            raise
-        message = "the suite 'atari' needs ale-py (licence: GPL-2.0): pip install 'mtrl-suite[atari]'"
-        raise ModuleNotFoundError(message, name="ale_py") from error
+def _needs(module: str) -> Any:
+    return needs(module, extra="atari", suite="atari", note="licence: GPL-2.0")
 
 
 @dataclass(frozen=True)
@@ -233,6 +227,7 @@ class Atari:
             horizon=HORIZON,
             score=tuple(score) if score else (0.0, 1.0),
             score_source=_table()["score_source"] if score else "none (raw returns): no published human score",
+            frames={"image": STACK},
             # The size of a minimal set is known once its cartridge is loaded: the vector builds one game to look.
             spaces=(observation_space(), Discrete(ACTIONS)) if self.full_actions else None,
             protocol={

@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,8 +31,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
+from mtrl.opengl import release
 from mtrl.registry import UnknownNameError
 from mtrl.types import Task
+from mtrl_envs.mujoco_frames import FRAME_SIZE, check_mode, frame
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +43,6 @@ KNOWN_VERSION = "3.1.1"
 
 NUM_GOALS = 50
 """Goals per task in the MT protocol."""
-
-FRAME_SIZE = 240
-"""Height and width of rendered frames, in pixels."""
 
 
 class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
@@ -134,24 +132,12 @@ class MetaWorldEnv(gym.Env[np.ndarray, np.ndarray]):
         Raises:
             RuntimeError: built without ``render_mode="rgb_array"``, or no OpenGL to draw with.
         """
-        if self.render_mode is None:
-            raise RuntimeError('this environment does not render: build it with render_mode="rgb_array"')
-        import mujoco
-
-        renderer = self.raw.mujoco_renderer
-        try:
-            viewer = renderer._get_viewer(self.render_mode)
-        except (vars(mujoco)["FatalError"], ImportError, AttributeError, RuntimeError) as error:
-            raise RuntimeError(
-                f"MuJoCo found no OpenGL to render with (MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}): set MUJOCO_GL=egl "
-                "(needs libegl1) or MUJOCO_GL=osmesa (needs libosmesa6) before Python starts"
-            ) from error
-        # Several renderers in one process draw into each other's buffers unless each one's context is made current.
-        viewer.make_context_current()
+        check_mode(self.render_mode)
         # The package's camera hangs upside down.
-        return np.ascontiguousarray(renderer.render(self.render_mode)[::-1, ::-1])
+        return np.ascontiguousarray(frame(self.raw)[::-1, ::-1])
 
     def close(self) -> None:
+        release(self.raw)
         self.raw.close()
 
 

@@ -155,7 +155,8 @@ def analyse(store: Store, actions: str = "greedy") -> Analysis:
         ended = [(agent, tables[suite, agent]) for agent in agents if tables[suite, agent].final is not None]
         if ended:
             left_out = [run for agent in agents for run in tables[suite, agent].left_out]
-            found.append(_suite(suite, [_entry(agent, table, draws, few, level) for agent, table in ended], left_out))
+            entries = [_entry(agent, table, draws, few, level, actions) for agent, table in ended]
+            found.append(_suite(suite, entries, left_out))
     return Analysis(store, actions, agents, tuple(found), _overall(found, draws), _transfer(found), draws)
 
 
@@ -212,7 +213,7 @@ def _tables(runs: Sequence[Run], actions: str) -> _Tables:
     return _Tables(tuple(run for run, _, _ in whole), tasks, final, tuple(curve) or (final,), left_out)
 
 
-def _entry(agent: str, tables: _Tables, draws: int, few: int, level: float) -> Entry:
+def _entry(agent: str, tables: _Tables, draws: int, few: int, level: float, actions: str) -> Entry:
     final = tables.final
     assert final is not None
     tasks = np.array([matrix.scores.mean(0) for matrix in tables.curve])
@@ -236,23 +237,28 @@ def _entry(agent: str, tables: _Tables, draws: int, few: int, level: float) -> E
         estimates=stats.estimates(final.scores, draws),
         profile=stats.profile(final.scores, TAUS),
         curve=curve,
-        reached=_reached(tables, level),
+        reached=reached(tables.runs, actions, level),
         forgotten=np.maximum(tasks.max(0) - final.scores.mean(0), 0.0),
         runs=tables.runs,
     )
 
 
-def _reached(tables: _Tables, level: float) -> Reached:
+def reached(runs: Sequence[Run], actions: str, level: float) -> Reached:
+    """When the mean score over all tasks was first ``level`` in each run, at an evaluation with these actions."""
     steps, hours = [], []
-    for i, run in enumerate(tables.runs):
-        first = next((matrix.step for matrix in tables.curve if matrix.scores[i].mean() >= level), None)
+    for run in runs:
+        scores: dict[int, list[float]] = {}
+        for row in run.rows:
+            if row["actions"] == actions and "score" in row:
+                scores.setdefault(row["step"], []).append(row["score"])
+        tasks = max(map(len, scores.values()), default=0)
+        whole = sorted(step for step, found in scores.items() if len(found) == tasks)
+        first = next((step for step in whole if np.mean(scores[step]) >= level), None)
         if first is not None:
             steps.append(first)
             if run.cost:
                 hours.append(run.cost.core_hours_at(first))
-    return Reached(
-        level, len(steps), len(tables.runs), median(steps) if steps else None, median(hours) if hours else None
-    )
+    return Reached(level, len(steps), len(runs), median(steps) if steps else None, median(hours) if hours else None)
 
 
 def _suite(suite: str, entries: Sequence[Entry], left_out: Sequence[Run]) -> SuiteResult:

@@ -32,7 +32,7 @@ from typing import Any, Literal
 import psutil
 
 from mtrl import runs
-from mtrl.benchmark.spec import PROTOCOL, Job, slug
+from mtrl.benchmark.spec import PROTOCOL, Job
 from mtrl.checkpoint import versions
 from mtrl.config import dump_config
 from mtrl.files import write_text
@@ -166,13 +166,13 @@ def _command(job: Job, root: Path) -> list[str]:
     train = [sys.executable, "-m", "mtrl.cli", "train"]
     if (folder / runs.CONFIG).exists():
         return [*train, "--resume", str(folder)]
-    config = root / CONFIGS / f"{slug(job.agent)}--{slug(job.suite)}.yaml"
+    config = root / CONFIGS / f"{job.stem}.yaml"
     return [*train, str(config), "--seed", str(job.seed), "--out", str(folder)]
 
 
 def write_config(job: Job, root: Path) -> None:
     """Write what all seeds of the job's agent and suite are started with."""
-    path = root / CONFIGS / f"{slug(job.agent)}--{slug(job.suite)}.yaml"
+    path = root / CONFIGS / f"{job.stem}.yaml"
     write_text(path, dump_config(job.config.model_copy(update={"seed": 0})))
 
 
@@ -186,6 +186,7 @@ def _manifest(job: Job, benchmark: str, engine: str, command: list[str], folder:
         "benchmark": benchmark,
         "agent": job.agent,
         "suite": job.suite,
+        **({"task": job.task, "tasks": job.tasks} if job.task else {}),
         "seed": job.seed,
         "steps": job.config.steps,
         "command": before.get("command", ["mtrl", *command[3:]]),

@@ -21,7 +21,7 @@ import yaml
 from mtrl import runs
 from mtrl.benchmark.attempt import Attempt, BenchmarkError, Outcome, finished, folder_of, write_config
 from mtrl.benchmark.progress import Board
-from mtrl.benchmark.spec import Job, Spec, dump_spec, plan
+from mtrl.benchmark.spec import Job, Spec, dump_spec, plan, waves
 from mtrl.files import write_text
 from mtrl.signals import collected
 
@@ -85,7 +85,11 @@ def run_grid(spec: Spec, root: Path, engine: Engine, board: Board, *, resume: bo
             write_config(job, root)
         todo = [job for job in jobs if not finished(root, job)]
         board.begin(jobs, todo, root)
-        outcomes = engine(todo, root, spec.name, board, interrupted)
+        outcomes: list[Outcome] = []
+        for wave in waves(jobs):
+            ready = [job for job in wave if job in todo]
+            if ready and not interrupted:
+                outcomes += engine(ready, root, spec.name, board, interrupted)
         board.end()
     return Grid(len(jobs), len(jobs) - len(todo), tuple(outcomes), interrupted[0] if interrupted else None)
 
@@ -168,7 +172,7 @@ def _same_config(root: Path, job: Job) -> None:
     if not path.exists():
         return
     old, new = yaml.safe_load(path.read_text(encoding="utf-8")), job.config.model_dump(mode="json")
-    changed = [place for place, a, b in _leaves(old, new) if a != b and not place.startswith("log.")]
+    changed = [place for place, a, b in leaves(old, new) if a != b and not place.startswith("log.")]
     if changed:
         raise BenchmarkError(
             f"{path.parent} was started with other settings ({', '.join(changed)}): "
@@ -176,10 +180,11 @@ def _same_config(root: Path, job: Job) -> None:
         )
 
 
-def _leaves(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+def leaves(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Two trees of settings side by side: (dotted place, old, new) of every leaf that is in one of them."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
-            yield from _leaves(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+            yield from leaves(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
     else:
         yield place, old, new
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def write_paper(store: Store, folder: Path, *, actions: str = "greedy") -> list[
         write_text(folder / f"{name}.svg", standalone(svg, analysis.agents))
         written.append(folder / f"{name}.svg")
         if find_spec("matplotlib"):
-            written.append(_png(folder / f"{name}.png", series, x_label, y_label))
+            chart = partial(_draw, series=series, x_label=x_label, y_label=y_label)
+            written.append(save_png(folder / f"{name}.png", chart))
     return written
 
 
@@ -47,13 +49,33 @@ def _charts(analysis: Analysis) -> list[tuple[str, list[Series], str, str]]:
     return found
 
 
-def _png(path: Path, series: Sequence[Series], x_label: str, y_label: str) -> Path:
+def save_png(path: Path, plot: Callable[[Any, int], None], count: int = 1, columns: int = 1) -> Path:
+    """Write ``count`` charts, each put on its axes by ``plot(axes, k)``, as one PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6, 3.2), layout="constrained")  # without pyplot, whose state is global
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")  # without pyplot, whose state is global
     FigureCanvasAgg(figure)
-    axes: Any = figure.subplots()
+    axes: Any = figure.subplots(rows, columns, squeeze=False).flat
+    for k, one in enumerate(axes):
+        if k < count:
+            plot(one, k)
+        else:
+            one.set_axis_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".tmp.png")
+    figure.savefig(part, dpi=200)
+    return part.replace(path)
+
+
+def _draw(axes: Any, k: int, *, series: Sequence[Series], x_label: str, y_label: str) -> None:
+    draw(axes, series, x_label, y_label)
+
+
+def draw(axes: Any, series: Sequence[Series], x_label: str, y_label: str) -> None:
+    """A line chart, as ``svg.line_chart`` draws it, on matplotlib's axes."""
     for one in series:
         colour = COLOURS[one.index % len(COLOURS)]
         style = _STYLES[one.index // len(COLOURS) % len(DASHES)]
@@ -65,7 +87,3 @@ def _png(path: Path, series: Sequence[Series], x_label: str, y_label: str) -> Pa
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".tmp.png")
-    figure.savefig(part, dpi=200)
-    return part.replace(path)

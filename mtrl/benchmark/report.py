@@ -296,7 +296,7 @@ class _Page:
         )
         note = (
             '<p class="note">Core-hours are seconds of training, evaluations left out, times the cores that a run '
-            f"keeps busy. They hold for this machine: {escape(_machines(analysis.store.runs) or 'not recorded')}. Runs "
+            f"keeps busy. They hold for this machine: {escape(machines(analysis.store.runs) or 'not recorded')}. Runs "
             "that share a busy machine look slower than they are. Reached: runs whose mean score got there; the median "
             "of when.</p>"
         )
@@ -307,7 +307,8 @@ class _Page:
         for suite in analysis.suites:
             for entry in suite.entries:
                 best = entry.runs[int(entry.scores.mean(1).argmax())]
-                for path in sorted(best.folder.glob(f"{VIDEOS}/*")):
+                filmed = [path for run in best.parts or (best,) for path in run.folder.glob(f"{VIDEOS}/*")]
+                for path in sorted(filmed):
                     kind = _VIDEO_TYPES.get(path.suffix)
                     if kind is None:
                         continue
@@ -374,15 +375,15 @@ class _Page:
             name = f"{escape(store.spec.name)}.yaml"
             parts.append(f"<h3>The whole benchmark</h3><pre>mtrl benchmark {name} --out DIR</pre>")
             parts.append(_details(name, f"<pre>{escape(dump_spec(store.spec))}</pre>"))
-        commands = [_command(run) for run in store.runs if run.config]
+        commands = [_command(part) for run in store.runs if run.config for part in run.parts or (run,)]
         if commands:
             shown = escape("\n".join(commands))
             parts.append("<h3>Its runs</h3>" + _details(f"{len(commands)} commands", f"<pre>{shown}</pre>"))
-        versions = _versions(store.runs)
-        if versions:
-            rows = "".join(f"<tr><td>{escape(k)}</td>{_td(escape(v), 'left')}</tr>" for k, v in versions.items())
+        packages = versions(store.runs)
+        if packages:
+            rows = "".join(f"<tr><td>{escape(k)}</td>{_td(escape(v), 'left')}</tr>" for k, v in packages.items())
             table = _table(("package", "version"), rows, left=2)
-            parts.append("<h3>Versions</h3>" + _details(f"{len(versions)} packages", table))
+            parts.append("<h3>Versions</h3>" + _details(f"{len(packages)} packages", table))
         return _section("Protocol and how to rerun", "".join(parts))
 
 
@@ -405,7 +406,7 @@ def _lead(analysis: Analysis) -> str:
         "seeds": seeds,
         "runs": f"{sum(run.usable for run in store.runs)} of {len(store.runs)} finished",
         "core-hours": f"{hours:.3g}{planned}" if ours else "",
-        "machine": _machines(store.runs),
+        "machine": machines(store.runs),
         "protocol": f"version {PROTOCOL}",
     }
     items = "".join(f"<li>{name} <b>{escape(str(value))}</b></li>" for name, value in facts.items() if value != "")
@@ -413,14 +414,16 @@ def _lead(analysis: Analysis) -> str:
     return f'{about}<ul class="facts">{items}</ul>'
 
 
-def _machines(runs: Iterable[Run]) -> str:
+def machines(runs: Iterable[Run]) -> str:
+    """What they ran on, in words."""
     found = [run.cost.hardware for run in runs if run.cost and run.cost.hardware]
     names = dict.fromkeys(f"{one.get('cores', '?')} cores of {one.get('cpu', 'an unknown processor')}" for one in found)
     gpus = dict.fromkeys(str(one["gpu"]) for one in found if one.get("gpu"))
     return "; ".join([*names, *gpus])
 
 
-def _versions(runs: Iterable[Run]) -> dict[str, str]:
+def versions(runs: Iterable[Run]) -> dict[str, str]:
+    """Package -> all its versions in these runs."""
     found: dict[str, dict[str, None]] = {}
     for run in runs:
         for name, version in run.versions.items():

@@ -14,13 +14,15 @@
       random: {agent: random, steps: 2000}
 
 ``run``, the suite's and the agent's part hold fields of a run's configuration (``mtrl.config``), merged in this order.
+An agent's part may also say ``alone: true`` (a run for each task of the suite, instead of one for all of them) and
+``suites: [...]`` (only on these).
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,12 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_v
 
 from mtrl import registry
 from mtrl.config import ConfigError, RunConfig, Strict, merge, parse_config
+from mtrl.types import Task
 
 PROTOCOL = "1"  # version of docs/protocol.md; results of different versions do not compare
 FIXED = ("suite", "seed", "threads")  # fields of a run that the grid itself decides
+GRID = "{runs}/"  # where ``init.run`` finds the other runs of the grid
+ARM = ("alone", "suites")  # what an agent's part says beside fields of a run
 
 
 class Range(Strict):
@@ -102,20 +107,55 @@ class Spec(Strict):
                 raise ValueError(f"agent label {label!r}: use letters, digits, spaces, '.', '_' and single '-'")
         return value
 
+    @model_validator(mode="after")
+    def _arms(self) -> Spec:
+        for label, part in self.agents.items():
+            if not isinstance(part.get("alone", False), bool):
+                raise ValueError(f"agents.{label}.alone: true or false, got {part['alone']!r}")
+            chosen = part.get("suites", [*self.suites])
+            if not isinstance(chosen, list) or not chosen:
+                raise ValueError(f"agents.{label}.suites: a list of suites, got {chosen!r}")
+            for suite in chosen:
+                if suite not in self.suites:
+                    raise registry.UnknownNameError("suite of this spec", str(suite), self.suites, f"in agents.{label}")
+        return self
+
+    def arms(self) -> Iterator[tuple[str, str]]:
+        """The (suite, agent) pairs that are compared, suite by suite."""
+        for suite in self.suites:
+            for agent, part in self.agents.items():
+                if suite in part.get("suites", self.suites):
+                    yield suite, agent
+
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the grid."""
+    """One run of the grid: of all tasks of ``suite``, or of ``task`` alone, one of the suite's ``tasks``."""
 
     agent: str
     suite: str
     seed: int
     config: RunConfig
+    task: str | None = None
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def stem(self) -> str:
+        """What all seeds have in common: a file name."""
+        return "--".join(slug(part) for part in (self.agent, self.suite, self.task) if part)
 
     @property
     def name(self) -> str:
         """Unique in the grid and fit for a folder."""
-        return f"{slug(self.agent)}--{slug(self.suite)}--{self.seed}"
+        return f"{self.stem}--{self.seed}"
+
+    @property
+    def source(self) -> str | None:
+        """The run of the same grid whose weights this one starts with, by name."""
+        init = self.config.init
+        if init is None or init.run is None or not init.run.startswith(GRID):
+            return None
+        return init.run.removeprefix(GRID).format(seed=self.seed)
 
 
 def slug(text: str) -> str:
@@ -163,28 +203,105 @@ def plan(spec: Spec) -> tuple[Job, ...]:
     Raises:
         ConfigError: a suite or an agent is not installed, or an option is wrong; names the part of the spec.
     """
+    found: dict[str, tuple[Task, ...]] = {}
     for suite in spec.suites:
         try:
-            registry.tasks(suite)
+            found[suite] = registry.tasks(suite)
         except (ImportError, ValueError) as error:  # UnknownNameError is a ValueError
             raise ConfigError(f"{spec.name}: suites: {error}") from None
     jobs = tuple(
-        Job(agent, suite, seed, _config(spec, agent, suite, seed))
+        job
         for seed in spec.seeds
-        for suite in spec.suites
-        for agent in spec.agents
+        for suite, agent in spec.arms()
+        for job in _jobs(spec, agent, suite, seed, found[suite])
     )
     count = Counter(job.name for job in jobs)
     twice = [name for name, number in count.items() if number > 1]
     if twice:
         raise ConfigError(f"{spec.name}: two runs would share the folder {twice[0]}: change a label, or a seed")
+    for job in jobs:
+        if job.source is not None and job.source not in count:
+            unknown = registry.UnknownNameError("run of this grid", job.source, count)
+            raise ConfigError(f"{spec.name}: agent {job.agent!r}: init.run: {unknown}")
+    waves(jobs)
     return jobs
+
+
+def waves(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs in the order in which they may run: those of one wave start from earlier ones at most.
+
+    Raises:
+        ConfigError: runs start from each other.
+    """
+    found: list[list[Job]] = []
+    done: set[str] = set()
+    left = list(jobs)
+    while left:
+        ready = [job for job in left if job.source is None or job.source in done]
+        if not ready:
+            raise ConfigError(f"init.run: {', '.join(job.name for job in left[:3])} start from each other")
+        found.append(ready)
+        done |= {job.name for job in ready}
+        left = [job for job in left if job.name not in done]
+    return found
+
+
+def _jobs(spec: Spec, agent: str, suite: str, seed: int, tasks: Sequence[Task]) -> Iterator[Job]:
+    config = _config(spec, agent, suite, seed)
+    if not spec.agents[agent].get("alone"):
+        yield Job(agent, suite, seed, config)
+        return
+    names = tuple(task.name for task in tasks)
+    for k, name in enumerate(names):
+        try:
+            yield Job(agent, suite, seed, alone(config, k, names), name, names)
+        except ConfigError as error:
+            raise ConfigError(f"{spec.name}: agent {agent!r} on {suite}: {error}") from None
+
+
+def alone(config: RunConfig, k: int, tasks: Sequence[str]) -> RunConfig:
+    """The run of the k-th of ``config``'s tasks alone: its share of the steps, evaluated when it has played as many
+    steps of this task as the run of all tasks.
+
+    Raises:
+        ConfigError: the steps cannot be shared out equally, or the task cannot be named as a suite.
+    """
+    for place, steps in {"steps": config.steps, "eval.every": config.eval.every or 0}.items():
+        if steps % len(tasks):
+            raise ConfigError(f"alone: {place}={steps} is no multiple of the {len(tasks)} tasks")
+    if config.slots is not None:
+        raise ConfigError("alone: slots shares environments among tasks; give copies instead")
+
+    def share(steps: int) -> int:
+        return max(1, steps // len(tasks))
+
+    raw = config.model_dump(mode="json")
+    raw |= {"suite": _own_suite(config.suite, tasks[k]), "steps": share(config.steps)}
+    raw |= {} if isinstance(config.copies, int) else {"copies": config.copies[k]}
+    for part in ("eval", "checkpoint", "log"):
+        every = raw[part]["every"]
+        raw[part] = {**raw[part], "every": every and share(every)}
+    return parse_config(raw)
+
+
+def _own_suite(mix: str, task: str) -> str:
+    """The suite that holds ``task`` alone: its name, or its last part as a group of a suite of the mix."""
+    last = task.rpartition("/")[2]
+    tried = dict.fromkeys([task, *(f"{part.strip().rpartition('/')[0]}/{last}" for part in mix.split("+"))])
+    for name in tried:
+        try:
+            if [one.name for one in registry.tasks(name)] == [task]:
+                return name
+        except ValueError:  # no such suite or group
+            continue
+    raise ConfigError(f"alone: no suite holds the task {task!r} alone (tried {', '.join(tried)})")
 
 
 def _config(spec: Spec, agent: str, suite: str, seed: int) -> RunConfig:
     defaults = {"workers": 0, "log": {"terminal": False, "group": spec.name, "tags": [agent, suite]}}
     fixed = {"suite": suite, "seed": seed, "threads": spec.threads}
-    parts: Sequence[Mapping[str, Any]] = [defaults, spec.run, spec.suites[suite], spec.agents[agent], fixed]
+    own = {key: value for key, value in spec.agents[agent].items() if key not in ARM}
+    parts: Sequence[Mapping[str, Any]] = [defaults, spec.run, spec.suites[suite], own, fixed]
     try:
         return parse_config(merge(parts))
     except ConfigError as error:

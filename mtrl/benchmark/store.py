@@ -17,7 +17,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +73,26 @@ class Cost:
 
     def core_hours_at(self, step: int) -> float:
         """Core-hours of training up to an environment step."""
+        return self.seconds_at(step) * self.cores / 3600
+
+    def seconds_at(self, step: int) -> float:
+        """Seconds of training up to an environment step."""
         below = (0, 0.0)
         for mark in self.marks:
             if mark[0] >= step:
                 share = (step - below[0]) / max(mark[0] - below[0], 1)
-                return (below[1] + share * (mark[1] - below[1])) * self.cores / 3600
+                return below[1] + share * (mark[1] - below[1])
             below = mark
-        return below[1] * self.cores / 3600
+        return below[1]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run. ``status``: ``finished``, ``running``, ``failed``, ``interrupted``, ``unfinished`` or ``imported``."""
+    """One run. ``status``: ``finished``, ``running``, ``failed``, ``interrupted``, ``unfinished`` or ``imported``.
+
+    Runs that trained the tasks of a suite one by one are ``parts`` of one: a step of it is a step of every task, and so
+    counts as many as there are tasks.
+    """
 
     agent: str
     suite: str
@@ -101,6 +109,9 @@ class Run:
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     protocol: str = PROTOCOL
     reason: str = ""
+    task: str = ""  # that a part trained
+    tasks: tuple[str, ...] = ()  # of its suite
+    parts: tuple[Run, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -135,6 +146,7 @@ def load(root: Path) -> Store:
     spec = load_spec(specs[0]) if specs else None
     folders = [path.parent for pattern in ("", "*/", f"{RUNS}/*/") for path in root.glob(pattern + runs.CONFIG)]
     found = [_run(folder) for folder in sorted(set(folders)) if (folder / METRICS).exists()]
+    found = _join(found)
     found += [run for path in sorted((root / IMPORTED).glob("*.csv")) for run in _imported(path)]
     if not found:
         raise BenchmarkError(f"{root} holds no run with records: give a folder that mtrl benchmark or train wrote")
@@ -195,7 +207,7 @@ def write_tables(store: Store) -> tuple[Path, Path]:
     """Write ``results.csv`` and ``runs.csv`` into the store's folder."""
     results, table = store.root / RESULTS, store.root / RUN_TABLE
     write_text(results, store.to_csv())
-    rows = [run_row(run) for run in store.runs]
+    rows = [run_row(part) for run in store.runs for part in run.parts or (run,)]
     write_text(table, _csv(tuple(rows[0]), rows))
     return results, table
 
@@ -205,7 +217,7 @@ def run_row(run: Run) -> dict[str, Any]:
     cost = run.cost or Cost((), 0)
     return {
         "agent": run.agent,
-        "suite": run.suite,
+        "suite": run.config.get("suite", run.suite),
         "seed": run.seed,
         "status": run.status,
         "step": run.step,
@@ -229,7 +241,7 @@ def _run(folder: Path) -> Run:
     manifest = _json(folder / MANIFEST)
     summary = _json(folder / runs.SUMMARY)
     records = read(folder / METRICS)
-    agent, suite = manifest.get("agent", config["agent"]["kind"]), config["suite"]
+    agent, suite = manifest.get("agent", config["agent"]["kind"]), manifest.get("suite", config["suite"])
     # A run that was killed between its last evaluation and its summary wrote that evaluation twice, bit for bit.
     unique = {
         (row["step"], row["actions"], row["task"]): {"agent": agent, "suite": suite, "seed": config["seed"], **row}
@@ -264,6 +276,49 @@ def _run(folder: Path) -> Run:
         command=tuple(manifest.get("command", ())),
         protocols=protocols,
         protocol=manifest.get("protocol", PROTOCOL),
+        task=manifest.get("task", ""),
+        tasks=tuple(manifest.get("tasks", ())),
+    )
+
+
+def _join(found: Sequence[Run]) -> list[Run]:
+    """The runs, those of single tasks brought together."""
+    parts: dict[tuple[str, str, int], list[Run]] = {}
+    for run in found:
+        if run.task:
+            parts.setdefault((run.agent, run.suite, run.seed), []).append(run)
+    return [run for run in found if not run.task] + [_joined(runs) for runs in parts.values()]
+
+
+def _joined(parts: Sequence[Run]) -> Run:
+    tasks = parts[0].tasks
+    parts = sorted(parts, key=lambda run: tasks.index(run.task))
+    rows = [{**row, "step": row["step"] * len(tasks)} for run in parts for row in run.rows]
+    rows.sort(key=lambda row: (row["step"], row["actions"], tasks.index(row["task"])))
+    found = {run.status for run in parts}
+    worst = next((status for status in ("failed", "interrupted", "running") if status in found), "unfinished")
+    return replace(
+        parts[0],
+        status="finished" if found == {"finished"} and len(parts) == len(tasks) else worst,
+        rows=tuple(rows),
+        budget=parts[0].budget * len(tasks),
+        step=sum(run.step for run in parts),
+        cost=_costs([run.cost for run in parts if run.cost], len(tasks)),
+        protocols={name: kept for run in parts for name, kept in run.protocols.items()},
+        reason="; ".join(run.reason for run in parts if run.reason),
+        task="",
+        parts=tuple(parts),
+    )
+
+
+def _costs(costs: Sequence[Cost], tasks: int) -> Cost:
+    """Of runs of single tasks, as if one after the other had taken each of their steps."""
+    reach = min((cost.marks[-1][0] if cost.marks else 0 for cost in costs), default=0)
+    steps = sorted({step for cost in costs for step, _ in cost.marks if step <= reach})
+    return replace(
+        costs[0],
+        marks=tuple((step * tasks, sum(cost.seconds_at(step) for cost in costs)) for step in steps),
+        memory=max((cost.memory for cost in costs if cost.memory), default=None),
     )
 
 

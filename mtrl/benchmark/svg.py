@@ -146,7 +146,7 @@ def forest(bars: Sequence[Bar], x_label: str, *, reference: float | None = None,
         parts.append(
             f'<g data-agent="{bar.index}"{hides} class="{_classes(bar.index)}" data-tip="{tip}">'
             f'<rect class="hit" x="0" y="{y - row / 2:.1f}" width="{WIDTH}" height="{row}"/>'
-            f'<text x="{left - 10}" y="{y + 4.5:.1f}" text-anchor="end">{escape(_fit(bar.label, 24))}</text>'
+            f'<text x="{left - 10}" y="{y + 4.5:.1f}" text-anchor="end">{escape(fit(bar.label, 24))}</text>'
             f'<line class="whisker" x1="{px(bar.low):.1f}" x2="{px(bar.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<circle class="dot" cx="{px(bar.value):.1f}" cy="{y:.1f}" r="4.5"/>'
             f'<text x="{WIDTH - RIGHT}" y="{y + 4.5:.1f}" text-anchor="end">{bar.value:.2f}</text></g>'
@@ -247,5 +247,6 @@ def _round(values: Array | None) -> list[float]:
     )
 
 
-def _fit(text: str, length: int) -> str:
+def fit(text: str, length: int) -> str:
+    """``text``, cut to a length."""
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -54,12 +54,12 @@ def markdown(analysis: Analysis) -> str:
     lines: list[str] = []
     for suite in analysis.suites:
         lines += [f"## {suite.suite}", "", suite.verdict, *(f"- {text}" for text in suite.cautions), ""]
-        lines += _rows(HEAD, [cells(entry) for entry in suite.entries]) + [""]
+        lines += rows_of(HEAD, [cells(entry) for entry in suite.entries]) + [""]
         if suite.improvement:
             pairs = [(a, b, f"{one.value:.3f}", f"{one.low:.3f} to {one.high:.3f}") for a, b, one in ranked(suite)]
-            lines += _rows(("A", "B", "P(A > B)", "95 % interval"), pairs) + [""]
+            lines += rows_of(("A", "B", "P(A > B)", "95 % interval"), pairs) + [""]
         agents = [entry.agent for entry in suite.entries]
-        lines += _rows(("task, mean score", *agents), [(task, *_task(suite, task)) for task in suite.tasks]) + [""]
+        lines += rows_of(("task, mean score", *agents), [(task, *_task(suite, task)) for task in suite.tasks]) + [""]
     return "\n".join(lines)
 
 
@@ -93,7 +93,8 @@ def _task(suite: SuiteResult, task: str) -> tuple[str, ...]:
     )
 
 
-def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def rows_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a GitHub table."""
     rule = ["---", *["---:"] * (len(head) - 1)]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, rule, *rows)]
 

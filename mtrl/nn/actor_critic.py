@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from mtrl.nn.heads import ActionHead, Distribution, ValueHead, orthogonal_
-from mtrl.nn.perception import Perception, PerceptionConfig
+from mtrl.nn.perception import Perception, PerceptionConfig, to_tensors
 from mtrl.nn.trunk import Memory, TrunkConfig, make_trunk
-from mtrl.types import Spec
+from mtrl.types import Array, Spec
 
 FEW = 128
 """Fewer rows than this are not searched for repetitions."""
@@ -25,11 +25,12 @@ MOST = 0.75
 
 class Rows(NamedTuple):
     """Observations of t steps x n rows: ``leaves[g][leaf]`` [t, n_g, ...]; ``task``, ``first`` [t, n]. The groups' rows
-    follow one another in the order of ``leaves``."""
+    follow one another in the order of ``leaves``. ``same``: what ``label`` said of them, None if it was not asked."""
 
     leaves: Mapping[str, Mapping[str, Tensor]]
     task: Tensor
     first: Tensor
+    same: Mapping[str, Tensor] | None = None
 
     def spans(self) -> dict[str, slice]:
         """Each group's columns in ``task`` and ``first``."""
@@ -40,6 +41,16 @@ class Rows(NamedTuple):
         return found
 
 
+def to_rows(leaves: Mapping[str, Mapping[str, Array]], task: Array, first: Array, device: torch.device | str) -> Rows:
+    """Arrays [t, n, ...] as tensors (no copy on the CPU)."""
+    tensors = {group: to_tensors(own, device) for group, own in leaves.items()}
+    return Rows(tensors, torch.as_tensor(task, device=device), torch.as_tensor(first, device=device))
+
+
+Lookup = Callable[[Rows, Callable[[Rows], Tensor]], Tensor]
+"""Features of rows, by looking them up or by the function given: see ``mtrl.nn.recall``."""
+
+
 class Folded(NamedTuple):
     """Rows without repetitions, as one step of u rows sorted by task within each group, and the place [t, n] of every
     original row among them."""
@@ -48,12 +59,27 @@ class Folded(NamedTuple):
     place: Tensor
 
 
+def label(rows: Rows) -> dict[str, Tensor]:
+    """A number per row, [t, n_g] int64: rows of a group with the same one agree in task and in every leaf.
+
+    Groups where looking for repetitions does not pay are left out.
+    """
+    found: dict[str, Tensor] = {}
+    for group, span in rows.spans().items():
+        task = rows.task[:, span]
+        number = _label({leaf: x.flatten(0, 1) for leaf, x in rows.leaves[group].items()}, task.flatten())
+        if number is not None:
+            found[group] = number.view(task.shape)
+    return found
+
+
 def fold(rows: Rows) -> Folded | None:
     """Rows that agree in task and in every leaf, once each; None if no group has repetitions worth looking for.
 
     A grid world shows the same few views again and again: of the 750 rows in a minibatch of PPO on minigrid/mt3 about
     300 differ. What has no memory need not compute the others.
     """
+    same = label(rows) if rows.same is None else rows.same
     leaves: dict[str, dict[str, Tensor]] = {}
     tasks: list[Tensor] = []
     places: list[Tensor] = []
@@ -61,7 +87,7 @@ def fold(rows: Rows) -> Folded | None:
     for group, span in rows.spans().items():
         task = rows.task[:, span]
         flat = {leaf: x.flatten(0, 1) for leaf, x in rows.leaves[group].items()}
-        found = _distinct(flat, task.flatten())
+        found = _distinct(same[group].flatten(), task.flatten()) if group in same else None
         folded |= found is not None
         picked, place = found or (slice(None), torch.arange(task.numel(), device=task.device))
         leaves[group] = {leaf: x[picked][None] for leaf, x in flat.items()}
@@ -74,8 +100,8 @@ def fold(rows: Rows) -> Folded | None:
     return Folded(Rows(leaves, task, torch.zeros_like(task, dtype=torch.bool)), torch.cat(places, 1))
 
 
-def _distinct(leaves: Mapping[str, Tensor], task: Tensor) -> tuple[Tensor, Tensor] | None:
-    """One index [u] per distinct row of leaves [n, ...] and task [n], by task, and every row's place [n] among them.
+def _label(leaves: Mapping[str, Tensor], task: Tensor) -> Tensor | None:
+    """A number [n] per row of leaves [n, ...] and task [n]; the same one only for equal rows.
 
     None where it does not pay: for few rows, pictures or few repetitions, and on a GPU (where the gradient of a gather
     is not deterministic either). Rows are told apart by random fingerprints of their bits, which are then checked.
@@ -86,14 +112,26 @@ def _distinct(leaves: Mapping[str, Tensor], task: Tensor) -> tuple[Tensor, Tenso
     bits = [x.view(torch.int32) if x.is_floating_point() else x for x in leaves.values()]  # vectors are float32
     flat = torch.cat([task[:, None], *(x.reshape(n, -1).long() for x in bits)], 1)
     weights = torch.empty(flat.shape[1], dtype=torch.int64).random_(generator=torch.Generator().manual_seed(0))
-    _, place = (flat * weights).sum(1).unique(return_inverse=True)
-    distinct = int(place.max()) + 1
-    if distinct > MOST * n:
+    number = (flat * weights).sum(1).unique(return_inverse=True)[1]
+    first = _first(number)
+    return number if len(first) <= MOST * n and torch.equal(flat[first][number], flat) else None
+
+
+def _distinct(number: Tensor, task: Tensor) -> tuple[Tensor, Tensor] | None:
+    """One index [u] per distinct number [n], by task [n], and every row's place [n] among them; None if few repeat."""
+    if len(number) < FEW:
         return None
-    first = torch.empty(distinct, dtype=torch.int64).scatter_(0, place, torch.arange(n))
+    place = number.unique(return_inverse=True)[1]
+    first = _first(place)
+    if len(first) > MOST * len(number):
+        return None
     by_task = task[first].argsort(stable=True)
-    first, place = first[by_task], torch.empty_like(by_task).scatter_(0, by_task, torch.arange(len(by_task)))[place]
-    return (first, place) if torch.equal(flat[first][place], flat) else None
+    return first[by_task], torch.empty_like(by_task).scatter_(0, by_task, torch.arange(len(by_task)))[place]
+
+
+def _first(place: Tensor) -> Tensor:
+    """Where each of the numbers 0 to u - 1 in ``place`` [n], n > 0, can be found, [u]."""
+    return torch.empty(int(place.max()) + 1, dtype=torch.int64).scatter_(0, place, torch.arange(len(place)))
 
 
 class Body(nn.Module):
@@ -113,12 +151,22 @@ class Body(nn.Module):
         self.out: int = memory + int(self.trunk.out)  # type: ignore[arg-type]
         self.per_task = bool(self.trunk.per_task)
 
-    def forward(self, rows: Rows, state: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Rows and the memory [n, H] before them -> features [t, n, out] and the memory after them."""
+    def forward(
+        self, rows: Rows, state: Tensor | None = None, recall: Lookup | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Rows and the memory [n, H] before them -> features [t, n, out] and the memory after them.
+
+        ``recall``: where to look up what the trunk says about rows that came before; without memory, rows are taken as
+        they are otherwise (``evaluate`` folds them).
+        """
+        if recall is not None:
+            features = recall(rows, self._features)
+        elif self.memory is None or (found := fold(rows)) is None:
+            features = self._features(rows)
+        else:
+            features = self._features(found.rows)[0][found.place]
         if self.memory is None or state is None:
-            return self._features(rows), None
-        found = fold(rows)
-        features = self._features(rows) if found is None else self._features(found.rows)[0][found.place]
+            return features, None
         remembered, state = self.memory(features, rows.first, state)
         return torch.cat((features, remembered), 2), state
 
@@ -149,9 +197,11 @@ class PolicyNet(nn.Module):
         for head in self.heads.values():
             orthogonal_(cast(ActionHead, head).net.layers[-1], 0.01)  # a nearly uniform policy at the start
 
-    def forward(self, rows: Rows, state: Tensor | None) -> tuple[dict[str, Distribution], tuple[Tensor, Tensor | None]]:
+    def forward(
+        self, rows: Rows, state: Tensor | None, recall: Lookup | None = None
+    ) -> tuple[dict[str, Distribution], tuple[Tensor, Tensor | None]]:
         """Per group the distributions of its t * n_g actions; then what the body returned."""
-        features, state = self.body(rows, state)
+        features, state = self.body(rows, state, recall)
         found: dict[str, Distribution] = {}
         for group, span in rows.spans().items():
             leaves = rows.leaves[group]
@@ -180,23 +230,47 @@ class ValueNet(nn.Module):
         return self.head(features.flatten(0, 1), rows.task.flatten()).view(rows.task.shape)
 
 
+class Scene(NamedTuple):
+    """Rows to decide about and to judge, what networks remember before them ("actor", "critic": [n, H]; empty for those
+    without memory), and the rows without repetitions, if there are enough: each is then computed once."""
+
+    rows: Rows
+    memory: Mapping[str, Tensor]
+    folded: Folded | None
+
+    @classmethod
+    def of(cls, rows: Rows, memory: Mapping[str, Tensor]) -> Scene:
+        return cls(rows, memory, None if memory else fold(rows))
+
+    @property
+    def unique(self) -> Rows:
+        """What networks compute."""
+        return self.rows if self.folded is None else self.folded.rows
+
+
+def decide(policy: PolicyNet, scene: Scene) -> tuple[dict[str, Distribution], Tensor]:
+    """Per group the distributions of its t * n_g actions; and the features of ``scene.unique``."""
+    policies, (features, _) = policy(scene.unique, scene.memory.get("actor"))
+    if scene.folded is not None:
+        places = scene.unique.spans()
+        for group, span in scene.rows.spans().items():
+            policies[group] = policies[group].take(scene.folded.place[:, span].flatten() - places[group].start)
+    return policies, features
+
+
+def judge(critic: ValueNet, scene: Scene, features: Tensor | None = None) -> Tensor:
+    """Values [t, n]. ``features``: from ``decide``, for a critic without a body of its own."""
+    if critic.body is not None:
+        features, _ = critic.body(scene.unique, scene.memory.get("critic"))
+    assert features is not None, "a critic without a body needs the policy's features"
+    value = critic(features, scene.unique)
+    return value if scene.folded is None else value[0][scene.folded.place]
+
+
 def evaluate(
     policy: PolicyNet, critic: ValueNet, rows: Rows, memory: Mapping[str, Tensor]
 ) -> tuple[dict[str, Distribution], Tensor]:
-    """Per group the distributions of its t * n_g actions, and all values [t, n].
-
-    ``memory``: what "actor" and "critic" remember before the rows, [n, H] each; empty for networks without memory,
-    which then compute repeated rows once.
-    """
-    found = None if memory else fold(rows)
-    unique = rows if found is None else found.rows
-    policies, (features, _) = policy(unique, memory.get("actor"))
-    if critic.body is not None:
-        features, _ = critic.body(unique, memory.get("critic"))
-    value = critic(features, unique)
-    if found is None:
-        return policies, value
-    places = unique.spans()
-    for group, span in rows.spans().items():
-        policies[group] = policies[group].take(found.place[:, span].flatten() - places[group].start)
-    return policies, value[0][found.place]
+    """``decide`` and ``judge`` at once: per group the distributions of its actions, and all values [t, n]."""
+    scene = Scene.of(rows, memory)
+    policies, features = decide(policy, scene)
+    return policies, judge(critic, scene, features)

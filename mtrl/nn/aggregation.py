@@ -117,11 +117,16 @@ class Aggregator:
 
 
 def task_parameters(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters that all tasks share, and those of which every task has its own (heads, task weights, embeddings)."""
+    """Parameters that all tasks share, and those of which every task has its own (heads, task weights, embeddings).
+
+    Frozen ones are neither.
+    """
     per_task = any(getattr(module, "per_task", False) for module in net.modules())
     shared, own = [], []
     for name, parameter in net.named_parameters():
         parts = name.split(".")
+        if not parameter.requires_grad:
+            continue
         if "trunk" in parts:
             single = parts[-1] in ("weights", "embedding")  # of a mixture, of PaCo; of a task's context
         else:

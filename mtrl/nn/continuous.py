@@ -27,6 +27,10 @@ class Rows(NamedTuple):
     next: dict[str, dict[str, Tensor]]
     target: Tensor = torch.empty(0)
 
+    @property
+    def weight(self) -> None:
+        """All rows count alike: replay draws as many of every task."""
+
     def parts(self) -> list[Rows]:
         """The rows of each task, which are adjacent."""
         found, start = [], 0

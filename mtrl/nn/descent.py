@@ -13,10 +13,15 @@ from mtrl.nn.balancers import BalancerName, make_balancer
 
 
 class Parted(Protocol):
-    """A batch of n rows that knows their tasks [n] int64 and can be taken apart by task, rows in the same order."""
+    """A batch of n rows that knows their tasks [n] int64 and can be taken apart by task, rows in the same order.
+
+    ``weight`` [n] sums to 1 and gives every task an equal share; None: all rows count alike, and do so by themselves.
+    """
 
     @property
     def task(self) -> Tensor: ...
+    @property
+    def weight(self) -> Tensor | None: ...
     def parts(self) -> Sequence[Self]: ...
 
 
@@ -56,11 +61,17 @@ class Descent:
         self.balancer = make_balancer(balance, len(tasks)) if balance is not None else None
 
     def __call__(self, loss: Callable[[Any], Tensor], rows: Parted, update: int) -> Tensor:
-        """One step.
+        """One step: ``backward``, then ``step``."""
+        mean = self.backward(loss, rows, update)
+        self.step(loss, rows)
+        return mean
+
+    def backward(self, loss: Callable[[Any], Tensor], rows: Parted, update: int) -> Tensor:
+        """Find the direction, clipped.
 
         Args:
             loss: rows -> losses [n].
-            rows: of the tasks, in equal shares.
+            rows: of the tasks.
             update: its number, for messages.
 
         Returns:
@@ -71,33 +82,41 @@ class Descent:
         """
         self.optimizer.zero_grad()
         if self.aggregator is not None:
-            found = [loss(part) for part in rows.parts()]
-            self.aggregator.backward([each.mean() for each in found], self.net)
-            losses = torch.cat(found)
+            parts = rows.parts()
+            found = [loss(part) for part in parts]
+            means = [_mean(each, part) for each, part in zip(found, parts, strict=True)]
+            self.aggregator.backward(means, self.net)
+            mean, losses = torch.stack(means).detach().mean(), torch.cat(found)
         else:
             losses = loss(rows)
-            (losses.mean() if self.balancer is None else self.balancer(self._per_task(losses, rows.task))).backward()
-        mean = losses.detach().mean()
+            mean = _mean(losses, rows)
+            (mean if self.balancer is None else self.balancer(self._per_task(losses, rows))).backward()
+            mean = mean.detach()
         parameters = list(self.net.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
         if not torch.isfinite(mean + norm):
             raise FloatingPointError(f"{self._explain(losses, rows.task)} at update {update}")
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm, foreach=True)
+        return mean
+
+    def step(self, loss: Callable[[Any], Tensor], rows: Parted) -> None:
+        """Go there. ``loss`` and ``rows`` as before, for balancers that look at what came of it."""
         self.optimizer.step()
         if self.balancer is not None:
             after = None
             if self.balancer.needs_after:
                 torch.clear_autocast_cache()  # it holds the weights of before the step
                 with torch.no_grad():
-                    after = self._per_task(loss(rows), rows.task)
+                    after = self._per_task(loss(rows), rows)
             self.balancer.step(after)
-        return mean
 
-    def _per_task(self, losses: Tensor, task: Tensor) -> Tensor:
+    def _per_task(self, losses: Tensor, rows: Parted) -> Tensor:
         """Mean loss of each task, [T]."""
-        count = torch.bincount(task, minlength=len(self.tasks)).clamp(min=1)
-        return losses.new_zeros(len(self.tasks)).index_add(0, task, losses) / count
+        weight = torch.ones_like(losses) if rows.weight is None else rows.weight
+        none = losses.new_zeros(len(self.tasks))
+        share = none.index_add(0, rows.task, weight)
+        return none.index_add(0, rows.task, losses * weight) / share.masked_fill(share == 0, 1.0)
 
     def _explain(self, losses: Tensor, task: Tensor) -> str:
         bad = sorted({self.tasks[int(t)] for t in task[~torch.isfinite(losses)].tolist()})
@@ -116,3 +135,7 @@ class Descent:
         chooser = self.aggregator or self.balancer
         if chooser is not None:
             chooser.load_state_dict(state)
+
+
+def _mean(losses: Tensor, rows: Parted) -> Tensor:
+    return losses.mean() if rows.weight is None else (losses * rows.weight).sum()

@@ -40,12 +40,9 @@ def matmul(route: Route, device: torch.device | str = "cpu") -> Iterator[None]:
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             yield
         return
-    if route == "default":
-        yield
-        return
     setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined] # made at run time, unknown to type checkers
     before = setting.fp32_precision
-    setting.fp32_precision = "bf16"
+    setting.fp32_precision = "ieee" if route == "default" else "bf16"
     try:
         yield
     finally:

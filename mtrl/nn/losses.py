@@ -37,7 +37,6 @@ def project(probs: Tensor, atoms: Tensor, support: Tensor) -> Tensor:
 
 
 def task_weights(task: Tensor, valid: Tensor, num_tasks: int) -> Tensor:
-    """Weights of rows [...] that sum to 1 and give an equal share to each task that has valid rows; 0 elsewhere, also
-    if there are no valid rows at all."""
+    """Weights of rows [...] that sum to 1 and give an equal share to each task that has valid rows; 0 elsewhere."""
     count = torch.bincount(task.flatten(), valid.flatten().float(), minlength=num_tasks)
-    return valid / (count[task].clamp(min=1) * (count > 0).sum().clamp(min=1))
+    return valid / (count[task].clamp(min=1) * (count > 0).sum())

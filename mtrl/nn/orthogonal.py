@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mtrl.nn.linear import matmul
+
 # On the matrix of cosines. Effective is their product: directions closer than about 3e-6 rad count as one. FIRST must
 # exceed fp32's error of a cosine, SECOND that of a nearly orthonormal basis.
 FIRST, SECOND = 1e-5, 1e-6
@@ -38,7 +40,7 @@ def orthonormal_mixture(outputs: Tensor, weights: Tensor) -> Tensor:
     Returns:
         [n, M, D], float32 or float64 as ``outputs`` (autocast's bfloat16 gives float32).
     """
-    with torch.autocast(outputs.device.type, enabled=False):
+    with torch.autocast(outputs.device.type, enabled=False), matmul("default"):  # oneDNN: six times slower on K x D
         dtype = torch.promote_types(outputs.dtype, torch.float32)
         return _Mixture.apply(outputs.to(dtype), weights.to(dtype))  # type: ignore[return-value] # apply is untyped
 
@@ -82,7 +84,7 @@ class _Mixture(torch.autograd.Function):
         # With Q = L^-1 U and a constant jitter: dL/dU = L^-T (dL/dQ - S Q), where S is the symmetric matrix with the
         # lower triangle of (dL/dQ) Q^T (the backward of QR, Walter & Lehmann 2010, with R = L^T). Here dL/dQ = w^T g.
         rough, weights, first, second = ctx.saved_tensors
-        with torch.autocast(grad.device.type, enabled=False):
+        with torch.autocast(grad.device.type, enabled=False), matmul("default"):
             grad = grad.to(rough.dtype)
             along = (grad @ rough.mT).double() @ second.mT  # g Q^T, [n, M, K]
             outer = weights.double().mT @ along

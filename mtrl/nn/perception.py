@@ -15,6 +15,7 @@ from gymnasium.spaces import Box
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from mtrl.nn.patches import Patches, find_patches, one_hot_cells, strides
 from mtrl.types import Group, Spec
 
 SMALL = 16
@@ -31,10 +32,12 @@ JOINED = 256
 
 
 class View(NamedTuple):
-    """Where latents hold a small picture as it came: from column ``start``, flat, of ``shape`` (h, w, c)."""
+    """Where latents hold a small picture as it came: from column ``start``, flat, of ``shape`` (h, w, c). ``planes``:
+    if its cells are one-hots of ids, how many of each."""
 
     start: int
     shape: tuple[int, int, int]
+    planes: tuple[int, ...] = ()
 
 
 class PerceptionConfig(BaseModel):
@@ -102,30 +105,41 @@ class GridCNN(nn.Module):
     ) -> None:
         super().__init__()
         c, h, w = shape
-        self.scale, self.one_hot = scale, planes is not None
+        self.scale, self.planes = scale, planes or ()
         if planes is not None:
             # All possible cells, one-hot, in a table: looking a cell up is ten times cheaper than building its one-hot.
-            ids = torch.cartesian_prod(*(torch.arange(p) for p in planes)).view(-1, c)
-            cells = torch.cat([F.one_hot(ids[:, k], p) for k, p in enumerate(planes)], 1).float()
-            self.register_buffer("cells", cells, persistent=False)
-            strides = torch.tensor([math.prod(planes[k + 1 :]) for k in range(c)], dtype=torch.int32)
-            self.register_buffer("strides", strides, persistent=False)
+            self.register_buffer("cells", one_hot_cells(planes), persistent=False)
+            self.register_buffer("strides", strides(planes), persistent=False)
         sizes = (c if planes is None else sum(planes), *channels)
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(sizes):
             layers += [nn.Conv2d(a, b, 2), ACTIVATIONS["relu"]()]
         self.convs = _channels_last(nn.Sequential(*layers[:-1]))
-        self.out = (h - len(channels)) * (w - len(channels)) * sizes[-1]
+        self.layers = len(channels)
+        self.out = (h - self.layers) * (w - self.layers) * sizes[-1]
         self.view = None if channels else (h, w, sizes[0])
 
     def forward(self, image: Tensor) -> Tensor:
-        if self.one_hot:
-            x = F.embedding((image * self.strides[:, None, None]).sum(1, dtype=torch.int32), self.cells)
-            x = x.permute(0, 3, 1, 2)
+        if self.planes:
+            cells = (image * self.strides[:, None, None]).sum(1, dtype=torch.int32)
+            patches = find_patches(cells.long(), self.layers)
+            if patches is not None:
+                return self._by_patch(patches)
+            x = F.embedding(cells, self.cells).permute(0, 3, 1, 2)
         else:
             x = (image.float() * self.scale).contiguous(memory_format=torch.channels_last)
         flat = self.convs(x).permute(0, 2, 3, 1).flatten(1)
         return flat if self.view else torch.tanh(flat)
+
+    def _by_patch(self, patches: Patches) -> Tensor:
+        x, parts = self.cells, iter(patches.parts)
+        for layer in self.convs:
+            if isinstance(layer, nn.Conv2d):
+                weight = layer.weight.permute(0, 2, 3, 1).flatten(1)  # [out, 4 * in]
+                x = F.linear(F.embedding(next(parts), x).flatten(1), weight, layer.bias)
+            else:
+                x = layer(x)
+        return F.embedding(patches.place.flatten(1), torch.tanh(x)).flatten(1)
 
 
 class NatureCNN(nn.Module):
@@ -155,7 +169,8 @@ class NatureCNN(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Token ids [n, l] int32, 0 = padding -> [n, width]: mean embedding of the real tokens, or a GRU's last state."""
+    """Token ids [n, l] int32, 0 = padding -> [n, width]: mean embedding of the real tokens, or the GRU's state at the
+    last real one (padding may also lie between them)."""
 
     def __init__(self, vocabulary: int, width: int, kind: Literal["bag", "gru"]) -> None:
         super().__init__()
@@ -165,12 +180,12 @@ class Tokens(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens.long()
-        length = (tokens != 0).sum(1)
+        count = (tokens != 0).cumsum(1)
         x = self.embed(tokens)
         if self.gru is None:
-            return x.sum(1) / length.clamp(min=1)[:, None]
+            return x.sum(1) / count[:, -1:].clamp(min=1)
         out = self.gru(x)[0]
-        return out[torch.arange(len(out), device=out.device), (length - 1).clamp(min=0)]
+        return out[torch.arange(len(out), device=out.device), count.argmax(1)]
 
 
 class _GroupPerception(nn.Module):
@@ -193,7 +208,7 @@ class _GroupPerception(nn.Module):
                 encoder = _image(group, config)
                 width = int(encoder.out)  # type: ignore[arg-type]
                 if isinstance(encoder, GridCNN) and encoder.view:
-                    self.view = View(self.natural, encoder.view)
+                    self.view = View(self.natural, encoder.view, encoder.planes)
             else:
                 encoder = Tokens(int(box.high.max()) + 1, config.token_width, config.tokens)
                 width = encoder.out

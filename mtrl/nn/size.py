@@ -13,15 +13,19 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-def network_sizes(agent: object) -> dict[str, int]:
-    """Trainable numbers in every network that an agent holds as an attribute: {"policy": 417403, ...}.
+def networks(agent: object) -> dict[str, nn.Module]:
+    """The networks that an agent holds as attributes and trains: {"policy": ..., ...}.
 
     Frozen networks (targets) and parts of others are left out.
     """
     found = {name: value for name, value in vars(agent).items() if isinstance(value, nn.Module)}
     inner = {id(part) for net in found.values() for part in net.modules() if part is not net}
-    sizes = {name: count_parameters(net) for name, net in found.items() if id(net) not in inner}
-    return {name: size for name, size in sizes.items() if size}
+    return {name: net for name, net in found.items() if id(net) not in inner and count_parameters(net)}
+
+
+def network_sizes(agent: object) -> dict[str, int]:
+    """Trainable numbers in each of an agent's ``networks``: {"policy": 417403, ...}."""
+    return {name: count_parameters(net) for name, net in networks(agent).items()}
 
 
 def match_width(build: Callable[[int], nn.Module], target: int) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.spaces import Discrete
 
 from mtrl.registry import UnknownNameError
-from mtrl.spaces import Codec, SpaceError, team_codec
+from mtrl.spaces import Codec, SpaceError, check_frames, team_codec
 from mtrl.testing.compare import difference, outside
 from mtrl.types import Suite, Task
 
@@ -343,8 +343,10 @@ class _TaskCheck:
 
     def _codec(self, make: Any) -> Codec:
         try:
-            return make()
-        except SpaceError as error:
+            codec = make()
+            check_frames(self._task, codec.leaves)
+            return codec
+        except (SpaceError, UnknownNameError) as error:
             what = str(error).removeprefix(f"{self._task.name}: ")
             raise self._abandon("space", what, "see mtrl.spaces for what becomes which leaf") from error
 
@@ -359,6 +361,7 @@ class _TaskCheck:
                 f"the observation of {where} does not fit its space: {type(error).__name__}: {error}",
                 "return observations of the shape and keys that the space declares, and the mask at every step",
             ) from error
+        self._check_stacks(row, where)
         if final:
             return None
         if not row.any_legal:
@@ -366,6 +369,25 @@ class _TaskCheck:
                 "legal", f"no action is legal after {where}", "leave at least one action legal until the episode ends"
             )
         return row.sample()
+
+    def _check_stacks(self, row: _Row, where: str) -> None:
+        """Leaves in ``Task.frames`` must drop their oldest frame and gain a new one at every step."""
+        for leaf, k in self._task.frames.items():
+            before, now = row.advance(leaf, k)
+            if before is None and (now[1:] != now[:-1]).any():
+                self._report(
+                    "note",
+                    "first frames",
+                    f"the leaf {leaf!r} (a stack of {k} frames) starts with frames that differ",
+                    "fill the first stack with copies of the first frame: memories then store just one",
+                )
+            elif before is not None and (now[:-1] != before[1:]).any():
+                self._error(
+                    "frames",
+                    f"the leaf {leaf!r} after {where} is not the one before without its oldest frame and with a new "
+                    f"one, though Task.frames says that it is a stack of {k} frames",
+                    "keep the last frames along the leaf's first axis, oldest first, or leave it out of Task.frames",
+                )
 
     def _check_observation(self, space: gym.Space[Any], obs: Any, where: str) -> None:
         reason = outside(space, obs, "observation")
@@ -479,9 +501,16 @@ class _Row:
         self._space = copy.deepcopy(codec.action)
         self._space.seed(seed)
         self._leaves = {name: np.zeros((1, *box.shape), box.dtype) for name, box in codec.leaves.items()}
+        self._stacks: dict[str, np.ndarray] = {}
 
     def write(self, obs: Any, info: Mapping[str, Any]) -> None:
         self._codec.write(obs, info, self._leaves, 0)
+
+    def advance(self, leaf: str, k: int) -> tuple[np.ndarray | None, np.ndarray]:
+        """The bytes of a leaf's k frames [k, b] at the last call (None: this is the first) and now."""
+        before = self._stacks.get(leaf)
+        self._stacks[leaf] = self._leaves[leaf].copy().reshape(-1).view(np.uint8).reshape(k, -1)
+        return before, self._stacks[leaf]
 
     @property
     def any_legal(self) -> bool:

@@ -7,7 +7,7 @@ Two faces over the same slots. The native one, for agents: ``reset``, then ``obs
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ from mtrl.vector.slots import (
     EnvironmentFailedError,
     Place,
     Program,
+    RenderError,
     Running,
     Slot,
     action_array,
@@ -567,6 +568,15 @@ class Replay(NamedTuple):
     frames: list[Array]
 
 
+class Moment(NamedTuple):
+    """A picture [h, w, 3] uint8 out of an episode, after ``step`` actions; return and success so far."""
+
+    picture: Array
+    step: int
+    ret: float
+    success: bool | None
+
+
 def replay(task: Task, journal: Journal, *, render: bool = False) -> Replay:
     """Play an episode again outside the vector; the return equals the recorded one bit for bit.
 
@@ -577,17 +587,61 @@ def replay(task: Task, journal: Journal, *, render: bool = False) -> Replay:
 
     Raises:
         ValueError: the journal belongs to another task.
+        mtrl.vector.slots.RenderError: the environment cannot draw itself.
     """
+    if render:
+        seen = list(moments(task, journal))
+        return Replay(seen[-1].ret, len(journal.actions), seen[-1].success, [moment.picture for moment in seen])
+    slot = _alone(task, journal)
+    try:
+        *_, (ret, success) = slot.play(journal.seed, journal.actions)
+        return Replay(ret, len(journal.actions), success, [])
+    finally:
+        slot.close()
+
+
+def moments(task: Task, journal: Journal, *, every: int = 1) -> Generator[Moment, None, None]:
+    """Play an episode again and draw it: its start, every so many steps, and its end. Holds one picture at a time.
+
+    Close the iterator if it is left early: an environment lives as long as it does.
+
+    Args:
+        task: the journal's task.
+        journal: from ``Episode.journal``.
+        every: steps from one picture to the next.
+
+    Raises:
+        ValueError: the journal belongs to another task.
+        mtrl.vector.slots.RenderError: the environment cannot draw itself.
+    """
+    slot = _alone(task, journal, render_mode="rgb_array")
+    try:
+        for step, (ret, success) in enumerate(_drawable(slot, task, journal)):
+            if step % every == 0 or step == len(journal.actions):
+                yield Moment(slot.render(), step, ret, success)
+    finally:
+        slot.close()
+
+
+def _drawable(slot: Slot, task: Task, journal: Journal) -> Iterator[tuple[float, bool | None]]:
+    playing = slot.play(journal.seed, journal.actions)
+    try:
+        yield next(playing)
+    except EnvironmentFailedError as error:
+        cause = error.__cause__
+        if isinstance(cause, TypeError) and any(part in str(cause) for part in ("render_mode", "takes no arguments")):
+            raise RenderError(f"task {task.name!r} cannot render: its build takes no render_mode") from error
+        raise
+    yield from playing
+
+
+def _alone(task: Task, journal: Journal, **render: Any) -> Slot:
+    """The only slot of a vector for the journal's task."""
     if journal.task != task.name:
         raise ValueError(f"the journal belongs to task {journal.task!r}, not to {task.name!r}")
     one = codec(task)
-    spec = make_spec([task], [one])
-    program = _program([task], [one], [1], [0], spec)
-    slot = Slot(program.places[0], program, Buffers(program), **({"render_mode": "rgb_array"} if render else {}))
-    try:
-        return Replay(*slot.play(journal.seed, journal.actions, render=render))
-    finally:
-        slot.close()
+    program = _program([task], [one], [1], [0], make_spec([task], [one]))
+    return Slot(program.places[0], program, Buffers(program), **render)
 
 
 def _copies(tasks: Sequence[Task], copies: int | Sequence[int], least: int) -> list[int]:

@@ -7,12 +7,13 @@ lives is the backend's business. So the very same code runs in the training proc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtrl import opengl
 from mtrl.spaces import Codec
 from mtrl.types import Array, Group, Journal, Task
 
@@ -30,6 +31,10 @@ class EnvironmentFailedError(RuntimeError):
         super().__init__(message)
         self.slot = slot
         self.journal: Journal | None = None
+
+
+class RenderError(RuntimeError):
+    """An environment that cannot draw itself; the message names the task and the reason."""
 
 
 class Running(NamedTuple):
@@ -288,28 +293,40 @@ class Slot:
             )
         self._write(self._obs)
 
-    def play(self, seed: int, actions: Array, *, render: bool) -> tuple[float, int, bool | None, list[Array]]:
-        """Play one whole episode of the only task; see ``mtrl.vector.Replay`` for what is returned."""
+    def play(self, seed: int, actions: Array) -> Iterator[tuple[float, bool | None]]:
+        """Play one whole episode of the only task: its return and success so far, at the start and after each action;
+        success is None until the task reports such a thing."""
         (task,) = self._program.tasks
         self.start(task, seed)
         ret, success = 0.0, False
-        frames = [self.render()] if render else []
+        yield ret, None
         for played in actions:
             self._advance(played.reshape(self._actions.shape))
             ret += self._team_reward()
-            success |= bool(self._buffers.success[0])
-            if render:
-                frames.append(self.render())
-        return ret, len(actions), success if self._buffers.reported[0] else None, frames
+            success |= bool(self._buffers.success[self.place.rows].any())
+            yield ret, success if self._buffers.reported[0] else None
 
-    def render(self) -> Any:
-        """What the running environment's ``render()`` returns."""
+    def render(self) -> Array:
+        """A picture of the running environment, [h, w, 3] uint8.
+
+        Raises:
+            RenderError: the environment cannot draw itself.
+        """
         assert self._game is not None
-        return self._game.env.render()
+        try:
+            opengl.claim(self._game.env)
+            picture = self._game.env.render()
+        except Exception as error:
+            raise RenderError(f"task {self._name()!r} cannot render: {error!r}") from error
+        found = (picture.dtype.name, picture.shape[2:]) if isinstance(picture, np.ndarray) else repr(picture)[:80]
+        if found != ("uint8", (3,)):
+            raise RenderError(f"task {self._name()!r} cannot render: render() gave {found}, not [h, w, 3] uint8")
+        return picture
 
     def close(self) -> None:
         """Close every environment built here."""
         for game in self._made.values():
+            opengl.release(game.env)
             game.env.close()
         self._made.clear()
         self._game = None
@@ -318,6 +335,9 @@ class Slot:
         # The same sum as over a whole vector's rows, so that returns agree bit for bit.
         rewards = self._buffers.reward[self.place.rows]
         return float(np.add.reduceat(rewards, (0,))[0] / self.place.agents)
+
+    def _name(self) -> str:
+        return self._program.tasks[self._task].name
 
     def _build(self, task: int) -> _Solo | _Team:
         env = self._program.tasks[task].build(**self._render)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from gymnasium.spaces import Box, Discrete
 
 from mtrl import registry
 from mtrl.nn.actor_critic import Rows
+from mtrl.nn.bootstrap import judge_rollout
 from mtrl.nn.perception import to_tensors
 from mtrl.spaces import make_spec
 from mtrl.testing.probes import TARGET, VALUES
@@ -220,7 +222,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_parameters() -> N
         for parameter in run.agent.critic.head.parameters():
             parameter.mul_(1e38)
     kept = [parameter.clone() for parameter in run.agent.policy.parameters()]
-    with pytest.raises(FloatingPointError, match=r"not finite.*probe/action"):
+    with pytest.raises(FloatingPointError, match=r"loss of .*probe/action.* is not finite"):
         run.agent.update()
     assert all(torch.equal(a, b) for a, b in zip(kept, run.agent.policy.parameters(), strict=True))
 
@@ -235,7 +237,7 @@ def test_what_it_cannot_take_is_named() -> None:
 
 
 def steps_taken(agent: PPO, net: str) -> int:
-    return int(agent.optimizer.state[next(agent.nets[net].parameters())]["step"])
+    return int(agent.optimizers[net].state[next(agent.nets[net].parameters())]["step"])
 
 
 def test_the_published_critic_takes_one_step_per_update() -> None:
@@ -253,6 +255,12 @@ def test_without_decay_each_rollout_is_normalised_by_itself() -> None:
     np.testing.assert_allclose((spread.mean[0], spread.std[0]), (2, 1))
 
 
+def judged(agent: PPO) -> np.ndarray:
+    """The critic's values of the whole rollout, [t, n], in units of returns."""
+    value = judge_rollout(agent.critic, agent.critic_body, agent.rollout, None, "cpu").value
+    return agent.moments.denormalize(value, agent.rollout.task)
+
+
 def test_popart_keeps_the_values_when_the_moments_change() -> None:
     plain, popart = (Run("mtrl.testing:Probes/discrete", popart=on).train(2) for on in (False, True))
     for run in (plain, popart):
@@ -261,9 +269,9 @@ def test_popart_keeps_the_values_when_the_moments_change() -> None:
     before, after = {}, {}
     for name, run in {"plain": plain, "popart": popart}.items():
         agent = run.agent
-        before[name] = agent._rollout_values()[0]
+        before[name] = judged(agent)
         agent._prepare()
-        after[name] = agent._rollout_values()[0]
+        after[name] = judged(agent)
     np.testing.assert_allclose(after["popart"], before["popart"], atol=1e-5)
     assert np.abs(after["plain"] - before["plain"]).max() > 1e-3
 
@@ -278,3 +286,55 @@ def test_looks_inside_are_logged_now_and_then() -> None:
     assert {"diagnostics/critic/effective_rank", "diagnostics/critic/probe/constant_expert1"} <= found
     assert not [name for name in run.train(2).metrics if name.startswith("diagnostics/")]
     assert all(np.isfinite(value) for value in run.metrics.values())
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": 8, "chunk": 4}])
+def test_a_minibatch_is_the_sum_of_its_tasks(options: dict[str, Any]) -> None:
+    """Rows taken apart by task give the same losses, and in the mean the same gradients."""
+    run = Run("mtrl.testing:Probes/everything", copies=2, **{**NET, **options})
+    while not run.agent.rollout.full:
+        run.step()
+    items, _ = run.agent._prepare()
+    batch = next(items.minibatches(2, run.agent.generator))
+    parts = batch.parts()
+    tasks = [part.columns["task"][0].unique().tolist() for part in parts]
+    assert [each for (each,) in tasks] == batch.columns["task"][0].unique_consecutive().tolist()
+    for name, net in run.agent.nets.items():
+        loss, _ = run.agent._losses(batch, name)
+        whole = torch.autograd.grad(loss @ batch.weight, [*net.parameters()], allow_unused=True)
+        means = [run.agent._losses(part, name)[0] @ part.weight for part in parts]
+        split = torch.autograd.grad(torch.stack(means).mean(), [*net.parameters()], allow_unused=True)
+        for a, b in zip(whole, split, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None and b is not None:
+                torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"actor_gradients": "pcgrad", "critic_gradients": "fairgrad"},
+        {"share": True, "actor_gradients": "upgrad", "critic_gradients": "upgrad"},
+        {"critic_balance": "famo"},
+    ],
+)
+def test_other_directions_learn_too_and_resume(options: dict[str, Any]) -> None:
+    if "actor_gradients" in options:
+        pytest.importorskip("torchjd")
+    run = Run("mtrl.testing:Probes/discrete", copies=4, **options).train(8)
+    assert np.isfinite(list(run.metrics.values())).all()
+    twin = Run("mtrl.testing:Probes/discrete", copies=4, **options)
+    for part in ("agent", "actor", "envs"):
+        getattr(twin, part).load_state_dict(copy.deepcopy(getattr(run, part).state_dict()))
+    run.train(10)
+    twin.train(10)
+    for name, net in run.agent.nets.items():
+        for a, b in zip(net.parameters(), twin.agent.nets[name].parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_what_is_for_a_critic_alone_is_refused_where_the_body_is_shared() -> None:
+    spec = make_spec(registry.tasks("mtrl.testing:Probes/discrete"))
+    for field, value in {"critic_fit": "rollout", "critic_gradients": "pcgrad", "critic_balance": "famo"}.items():
+        with pytest.raises(ValueError, match=f"{field}={value} is for a critic alone"):
+            PPO(spec, PPO.Config.model_validate({"share": True, field: value}), seed=0)

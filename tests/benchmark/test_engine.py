@@ -21,7 +21,7 @@ from mtrl.benchmark import attempt, store
 from mtrl.benchmark.attempt import Attempt, BenchmarkError, folder_of
 from mtrl.benchmark.engine import Local, run_grid
 from mtrl.benchmark.progress import Board
-from mtrl.benchmark.spec import Job, Spec, dump_spec, parse_spec, plan
+from mtrl.benchmark.spec import Job, Spec, dump_spec, parse_spec, plan, slug
 
 # A stand-in for `mtrl train` that starts at once: counts to 50 in a checkpoint of its own, then writes a summary.
 FAKE = """
@@ -128,6 +128,16 @@ def test_finished_runs_are_never_done_again(tmp_path: Path, fake: dict[str, str]
     assert (again.total, again.done_before, len(again.outcomes)) == (3, 2, 1)
     assert again.complete
     assert [starts(tmp_path, job.name) for job in plan(grown)] == [1, 1, 1]
+
+
+def test_runs_wait_for_those_they_start_from(tmp_path: Path, fake: dict[str, str]) -> None:
+    suite = slug(*spec().suites)
+    learned = {"init": {"run": f"{{runs}}/source--{suite}--{{seed}}", "freeze": True}}
+    agents = {"later": learned, "source": {}, "apart": {"init": {"freeze": True}}}
+    grid = run_grid(spec(agents=agents), tmp_path, Local(4), board())
+    assert grid.complete
+    assert {outcome.job.agent for outcome in grid.outcomes[:4]} == {"source", "apart"}
+    assert {outcome.job.agent for outcome in grid.outcomes[4:]} == {"later"}
 
 
 def test_a_failed_run_is_reported_and_stops_no_other(tmp_path: Path, fake: dict[str, str]) -> None:

@@ -11,10 +11,12 @@ import yaml
 
 from mtrl import registry
 from mtrl.benchmark.spec import dump_spec, load_spec, parse_spec, plan
-from mtrl.config import ConfigError
+from mtrl.config import ConfigError, load_config
+from mtrl.nn.trunk import TrunkConfig
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "benchmark").glob("*.yaml"))
 PROBES = "mtrl.testing:Probes"
+A = "a--mtrl.testing_Probes_discrete"
 
 
 def raw(**changes: Any) -> dict[str, Any]:
@@ -54,6 +56,9 @@ def test_copies_in_a_suite_belong_to_its_name() -> None:
         ({"run": {"seed": 1}}, "seed: decided by the grid"),
         ({"agents": {"a--b": {}}}, "agent label 'a--b'"),
         ({"name": "a/b"}, "name"),
+        ({"agents": {"a": {"alone": "yes"}}}, "agents.a.alone: true or false, got 'yes'"),
+        ({"agents": {"a": {"suites": []}}}, r"agents.a.suites: a list of suites, got \[\]"),
+        ({"agents": {"a": {"suites": [f"{PROBES}/discret"]}}}, f"did you mean '{PROBES}/discrete'.*in agents.a"),
     ],
 )
 def test_mistakes_in_a_spec(changes: dict[str, Any], message: str) -> None:
@@ -71,12 +76,133 @@ def test_mistakes_in_a_spec(changes: dict[str, Any], message: str) -> None:
         ({"agents": {"a": {"agent": {"kind": "ppo", "gama": 1}}}}, r"agent\.gama: unknown key; did you mean 'gamma'"),
         ({"agents": {"a b": {}, "a_b": {}}}, "two runs would share the folder a_b--"),
         ({"seeds": [1, 1]}, "two runs would share the folder"),
+        (
+            {"agents": {"a": {"alone": True}}, "run": {"steps": 100}},
+            "agent 'a' on .*: steps=100 is no multiple of the 6",
+        ),
+        (
+            {"agents": {"a": {"init": {"run": "{runs}/b--{seed}"}}}},
+            "agent 'a': init.run: unknown run of this grid 'b--0'",
+        ),
+        ({"agents": {"a": {"init": {"run": f"{{runs}}/{A}--{{seed}}"}}}}, "--0, a--.*--1 start from each other"),
         ({"run": {"stepz": 1}}, "stepz: unknown key; did you mean 'steps'"),
     ],
 )
 def test_mistakes_found_before_anything_runs(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan(parse_spec(raw(**changes)))
+
+
+def test_an_agent_that_learns_each_task_alone_has_the_same_steps_of_it() -> None:
+    tasks = [task.name for task in registry.tasks(f"{PROBES}/discrete")]
+    run = {"steps": 600, "copies": [1, 2, 3, 4, 5, 6][: len(tasks)], "eval": {"every": 60}, "log": {"every": 4}}
+    agents = {"one by one": {"alone": True}, "together": {}}
+    jobs = plan(parse_spec(raw(agents=agents, run=run, seeds=1)))
+    alone, together = jobs[:-1], jobs[-1]
+    assert [job.task for job in alone] == tasks
+    assert [registry.tasks(job.config.suite)[0].name for job in alone] == tasks
+    assert {job.suite for job in jobs} == {f"{PROBES}/discrete"}
+    assert {(job.config.steps, job.config.eval.every, job.config.log.every) for job in alone} == {
+        (600 // len(tasks), 60 // len(tasks), 1)
+    }
+    assert tuple(job.config.copies for job in alone) == together.config.copies
+    assert (together.task, together.config.steps) == (None, 600)
+    assert len({job.name for job in jobs}) == len(jobs)
+
+
+def test_an_agent_may_run_on_some_suites_only() -> None:
+    suites = [f"{PROBES}/discrete", f"{PROBES}/mix"]
+    jobs = plan(parse_spec(raw(suites=suites, agents={"a": {}, "b": {"suites": suites[1:]}}, seeds=1)))
+    assert [(job.suite, job.agent) for job in jobs] == [(suites[0], "a"), (suites[1], "a"), (suites[1], "b")]
+
+
+def moore_arm(label: str, stem: str) -> tuple[str, list[str]]:
+    """The file in configs/moore, and what it says about its own variants, that an arm of a campaign must equal."""
+    channels = ["agent.perception.channels=[16,32,64]"]
+    preset = "paper" if label.endswith("paper") else "matched" if label.startswith(("single", "multi")) else "standard"
+    changes = {
+        "moe": ["agent.trunk.kind=moe"],
+        "moore memory": ["agent.memory=128"],
+        "single-task": channels,
+        "multi_head": channels,
+    }.get(label, [])
+    if stem.startswith("metaworld"):
+        plain = ["agent.trunk.widths=[256,256]", "agent.critic_trunk.widths=[256,256,256]"]
+        changes = {
+            "moe": ["agent.trunk.kind=moe", "agent.critic_trunk.kind=moe"],
+            "single-task": plain,
+            "multi_head": plain,
+            "multi_head unscaled": [*plain, "agent.reward_scale=none"],
+        }.get(label, [])
+    return f"{stem}-{preset}.yaml", changes
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [(f"moore-{n}", f"minigrid-{n}") for n in ("mt3", "mt5", "mt7")] + [("moore-metaworld", "metaworld-mt3")],
+)
+def test_campaigns_have_the_settings_of_the_presets(name: str, stem: str) -> None:
+    pytest.importorskip("mtrl_envs")
+    folder = SHIPPED[0].parents[1]
+    spec = load_spec(folder / "benchmark" / f"{name}.yaml")
+    seen = set()
+    for job in plan(spec):
+        file, changes = moore_arm(job.agent, stem)
+        preset = load_config(folder / "moore" / file, changes)
+        expected = dict(preset.agent)
+        if job.agent == "multi_head paper":  # the presets have no file for it: moore's, with one convolutional net
+            expected["perception"] = {**expected["perception"], "channels": [16, 32, 64]}
+            expected["trunk"] = TrunkConfig(kind="multi_head").model_dump(mode="json")
+        assert job.config.agent == expected, job.agent
+        tasks = len(registry.tasks(job.suite))
+        per_task = 1 if job.task else tasks
+        assert job.config.copies == preset.copies
+        assert job.suite == preset.suite
+        assert job.config.steps / per_task == preset.steps / tasks == 200_000
+        assert job.config.eval == preset.eval.model_copy(update={"every": 100_000 * per_task, "episodes": 50})
+        seen.add(job.agent)
+    assert seen == set(spec.agents)
+    assert {"single-task", "multi_head", "multi_head matched", "moe", "moore"} <= seen
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("3-5", "mt3", ["DoorKey-6x6", "DistShift1"]),
+        ("5-7", "mt5", ["SimpleCrossingS9N2", "MultiRoom-N2-S4"]),
+    ],
+)
+def test_transfer_campaigns_start_from_runs_with_the_settings_of_the_preset(
+    name: str, old: str, new: list[str]
+) -> None:
+    pytest.importorskip("mtrl_envs")
+    folder = SHIPPED[0].parents[1]
+    jobs = plan(load_spec(folder / "benchmark" / f"moore-transfer-{name}.yaml"))
+    preset = load_config(folder / "moore" / f"minigrid-{old}-standard.yaml")
+    campaign = {job.name: job for job in plan(load_spec(folder / "benchmark" / f"moore-{old}.yaml"))}
+    sources = {job.name: job for job in jobs if job.suite == preset.suite}
+    assert len(sources) == 5
+    for job in sources.values():  # a run of the campaign on these tasks will do as well
+        assert job.config.model_copy(update={"log": None}) == campaign[job.name].config.model_copy(update={"log": None})
+    inits = {}
+    for job in jobs:
+        assert job.config.agent == preset.agent
+        assert job.config.copies == preset.copies
+        tasks = [task.name for task in registry.tasks(job.suite)]
+        assert job.config.steps == 200_000 * len(tasks)
+        assert (job.config.eval.every, job.config.eval.episodes) == (100_000 * len(tasks), 50)
+        if job.suite != preset.suite:
+            assert tasks == [f"minigrid/{task}" for task in new]
+            init = job.config.init
+            inits[job.agent] = None if init is None else (init.run is not None, init.freeze)
+            assert job.source in {None, f"moore--minigrid_{old}--{job.seed}"}
+            assert (job.source in sources) == (init is not None and init.run is not None)
+    assert inits == {
+        "moore": None,
+        "moore frozen": (True, True),
+        "moore fine-tuned": (True, False),
+        "moore random frozen": (False, True),
+    }
 
 
 def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
@@ -102,5 +228,7 @@ def test_every_shipped_spec(path: Path) -> None:
             plan(spec)
         return
     jobs = plan(spec)
-    assert len(jobs) == len(spec.agents) * len(spec.suites) * len(spec.seeds)
+    single = [label for label, part in spec.agents.items() if part.get("alone")]
+    sizes = [len(registry.tasks(suite)) if agent in single else 1 for suite, agent in spec.arms()]
+    assert len(jobs) == sum(sizes) * len(spec.seeds)
     assert all(job.config.workers == 0 and job.config.threads == 1 for job in jobs)

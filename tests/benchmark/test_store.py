@@ -6,10 +6,12 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mtrl.benchmark import store
+from mtrl.benchmark.analysis import analyse
 from mtrl.benchmark.attempt import BenchmarkError
 from mtrl.benchmark.store import Cost
 
@@ -139,3 +141,46 @@ def test_curves_that_cannot_be_imported(tmp_path: Path, run_writer: Writer, text
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(BenchmarkError, match=message):
         store.import_curves(tmp_path, tmp_path / "bad.csv", agent="x")
+
+
+def alone(root: Path, run_writer: Writer, task: str, tasks: tuple[str, ...], **options: Any) -> Path:
+    """A run of one task of s/x by the agent "one by one"."""
+    folder = run_writer(root, "one by one", task, 0, tasks=(task,), **options)
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"suite": "s/x", "task": task, "tasks": tasks}))
+    return folder
+
+
+def test_runs_of_single_tasks_stand_beside_runs_of_all(tmp_path: Path, run_writer: Writer) -> None:
+    tasks = ("toy/b", "toy/a")
+    run_writer(tmp_path, "together", "s/x", 0, tasks=tasks, every=100_000, evaluations=2)
+    for task, speed in (("toy/a", 1_000.0), ("toy/b", 500.0)):
+        alone(tmp_path, run_writer, task, tasks, every=50_000, evaluations=2, speed=speed)
+    one, together = sorted(store.load(tmp_path).runs, key=lambda run: run.agent)
+    assert (one.suite, one.status, one.step, one.budget) == ("s/x", "finished", 200_000, 200_000)
+    assert one.usable
+    assert [(row["step"], row["task"], row["suite"]) for row in one.rows] == [
+        (step, task, "s/x") for step in (100_000, 200_000) for task in tasks
+    ]
+    assert [(row["step"], row["task"]) for row in together.rows] == [(row["step"], row["task"]) for row in one.rows]
+    assert one.cost is not None
+    assert one.cost.marks == ((100_000, 150.0), (200_000, 300.0)), "the seconds of one task after the other"
+    assert set(one.protocols) == set(tasks)
+    _, table = store.write_tables(store.load(tmp_path))
+    with table.open() as file:
+        assert [(row["agent"], row["suite"], row["step"]) for row in csv.DictReader(file)] == [
+            ("one by one", "toy/b", "100000"),
+            ("one by one", "toy/a", "100000"),
+            ("together", "s/x", "200000"),
+        ]
+    suite = analyse(store.load(tmp_path)).suites[0]
+    assert {entry.agent: entry.tasks for entry in suite.entries} == {"one by one": tasks, "together": tasks}
+    assert len(suite.improvement) == 2
+
+
+def test_single_tasks_count_when_all_of_them_are_done(tmp_path: Path, run_writer: Writer) -> None:
+    tasks = ("toy/a", "toy/b")
+    alone(tmp_path, run_writer, "toy/a", tasks)
+    assert [(run.status, run.usable) for run in store.load(tmp_path).runs] == [("unfinished", False)]
+    alone(tmp_path, run_writer, "toy/b", tasks, finished=False)
+    assert [(run.status, run.usable) for run in store.load(tmp_path).runs] == [("running", False)]

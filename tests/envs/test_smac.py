@@ -154,7 +154,7 @@ def test_a_missing_extra_is_named(package: str, monkeypatch: pytest.MonkeyPatch)
         if name.split(".")[0] == package or name.startswith("mtrl_envs.smac."):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModuleNotFoundError, match=rf'needs {package}: pip install "mtrl-suite\[smac\]"'):
+    with pytest.raises(ModuleNotFoundError, match=rf"needs {package}: pip install 'mtrl-suite\[smac\]'"):
         build("3m")
 
 

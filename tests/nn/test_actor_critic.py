@@ -9,7 +9,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from mtrl.nn import actor_critic
-from mtrl.nn.actor_critic import Body, PolicyNet, Rows, ValueNet, evaluate, fold
+from mtrl.nn.actor_critic import Body, PolicyNet, Rows, ValueNet, evaluate, fold, label
 from mtrl.nn.perception import PerceptionConfig
 from mtrl.nn.trunk import TrunkConfig
 from mtrl.types import Group, Spec, TaskInfo
@@ -64,6 +64,24 @@ def test_every_row_finds_itself_among_fewer() -> None:
     assert torch.equal(found.rows.leaves["arm"]["vector"][0], rows.leaves["arm"]["vector"].flatten(0, 1))
     assert torch.equal(found.rows.task[0][found.place], rows.task)
     assert bool((found.rows.task[0, 320:].diff() >= 0).all()), "sorted by task within the group"
+
+
+def test_labels_of_all_rows_fold_a_part_of_them_as_it_would_be_alone() -> None:
+    rows = make_rows()
+    same = label(rows)
+    assert list(same) == ["grid"]
+    picked = torch.arange(3, 7)
+    leaves = {g: {leaf: x[picked] for leaf, x in own.items()} for g, own in rows.leaves.items()}
+    part = Rows(leaves, rows.task[picked], rows.first[picked])
+    found, expected = fold(part._replace(same={"grid": same["grid"][picked]})), fold(part)
+    assert found is not None
+    assert expected is not None
+    assert torch.equal(found.place, expected.place)
+    assert torch.equal(found.rows.task, expected.rows.task)
+    for group, own in found.rows.leaves.items():
+        for leaf, x in own.items():
+            assert torch.equal(x, expected.rows.leaves[group][leaf])
+    assert fold(part._replace(same={})) is None
 
 
 def test_rows_that_differ_in_one_number_stay_apart() -> None:

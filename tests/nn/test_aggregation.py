@@ -178,6 +178,24 @@ def test_slices_give_the_jacobian_of_full_backward_passes(kind: str) -> None:
         torch.testing.assert_close(means[id(parameter)], parameter.grad)
 
 
+@pytest.mark.parametrize("frozen", ["trunk.experts", "trunk", ""])
+def test_frozen_parameters_get_no_gradient(frozen: str) -> None:
+    net = Net("moore").double()
+    x, task = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) % 3
+    still = {name for name, p in net.named_parameters() if name.startswith(frozen) and not name.startswith("head")}
+    for name in still:
+        net.get_parameter(name).requires_grad_(False)
+    shared, own = task_parameters(net)
+    assert not still & {name for name, p in net.named_parameters() if any(p is q for q in [*shared, *own])}
+    Aggregator("mean").backward(losses(net, x, task), net)
+    found = {name: p.grad for name, p in net.named_parameters()}
+    assert {name for name, grad in found.items() if grad is None} == still
+    net.zero_grad()
+    net(x, task).square().mean().backward()
+    for name in found.keys() - still:
+        torch.testing.assert_close(found[name], net.get_parameter(name).grad)
+
+
 def test_the_mean_is_the_plain_backward_pass() -> None:
     net = Net("moore").double()
     x, task = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) % 3

@@ -19,6 +19,10 @@ class Batch(NamedTuple):
     x: Tensor
     y: Tensor
 
+    @property
+    def weight(self) -> Tensor | None:
+        return None
+
     def parts(self) -> list[Batch]:
         return [Batch(*(column[self.task == k] for column in self)) for k in self.task.unique()]
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from mtrl.nn.experts import ExpertCNN, ExpertMLP
 from mtrl.nn.heads import orthogonal_
+from mtrl.nn.perception import View
 
 
 def test_stacked_layers_equal_separate_ones() -> None:
@@ -27,7 +28,7 @@ def test_stacked_layers_equal_separate_ones() -> None:
 
 
 def test_grouped_convolutions_equal_separate_ones() -> None:
-    stack = ExpertCNN(3, (7, 7, 2), (4, 5, 6)).double()
+    stack = ExpertCNN(3, View(0, (7, 7, 2)), (4, 5, 6)).double()
     x = torch.randn(9, 7 * 7 * 2, dtype=torch.float64)
     found = stack(x)
     assert found.shape == (3, 9, stack.out) == (3, 9, 4 * 4 * 6)
@@ -37,11 +38,11 @@ def test_grouped_convolutions_equal_separate_ones() -> None:
             for conv, own in zip((net[0], net[2], net[4]), stack.layers, strict=True):
                 conv.weight.copy_(own.weight[k])  # type: ignore[operator, index, union-attr, arg-type]
                 conv.bias.copy_(own.bias[k])  # type: ignore[operator, index, union-attr, arg-type]
-        torch.testing.assert_close(found[k], net(x.view(9, 7, 7, 2).permute(0, 3, 1, 2)).flatten(1))
+        torch.testing.assert_close(found[k], net(x.view(9, 7, 7, 2).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1))
 
 
 def test_orthogonal_initialisation_reaches_every_expert() -> None:
-    dense, convs = ExpertMLP(3, (8, 5), "relu"), ExpertCNN(2, (4, 4, 3), (6,))
+    dense, convs = ExpertMLP(3, (8, 5), "relu"), ExpertCNN(2, View(0, (4, 4, 3)), (6,))
     orthogonal_(dense, 2.0)
     orthogonal_(convs, 1.0)
     for weight in dense.layers[0].weight:  # type: ignore[union-attr]

@@ -70,6 +70,16 @@ def test_padding_tokens_change_nothing(kind: Any) -> None:
         torch.testing.assert_close(out[1], embed.weight[1:7].mean(0))
 
 
+def test_padding_may_lie_between_tokens() -> None:
+    """Text in sections: the GRU's state is read at the last real token, wherever that is."""
+    tokens = Box(0, 9, (6,), np.int32)
+    perception = Perception(spec(g={"tokens": tokens}), PerceptionConfig(tokens="gru", token_width=8))
+    text = torch.tensor([[3, 0, 0, 4, 0, 0]], dtype=torch.int32)
+    out = perception({"tokens": text}, "g")
+    torch.testing.assert_close(perception({"tokens": text[:, :4]}, "g"), out)
+    assert not torch.equal(perception({"tokens": text[:, :2]}, "g"), out)
+
+
 def test_groups_of_different_sizes_get_one_width_and_a_lone_vector_stays_as_it_is() -> None:
     wide, narrow = Box(-1, 1, (9,)), Box(-1, 1, (4,))
     both = Perception(spec(a={"vector": wide}, b={"vector": narrow}), PerceptionConfig())

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from mtrl.types import Task
+from mtrl_envs.extras import needs
 from mtrl_envs.smac.scenarios import HORIZON, Rules, Scenario, groups, parse
 
 if TYPE_CHECKING:
@@ -31,16 +31,9 @@ VERSION = "smax-0.2.0/1"
 """Of the rules: whose they are, and the revision of their implementation here. Part of every result."""
 
 
-@contextmanager
-def _extra() -> Iterator[None]:
-    """Say what to install if an import in the block needs a package of the extra ``smac``."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if error.name not in ("numba", "pettingzoo"):
-            raise
-        what = f"the suite 'smac' needs {error.name}: pip install \"mtrl-suite[smac]\""
-        raise ModuleNotFoundError(what, name=error.name) from None
+def _check_extra() -> None:
+    for package in ("numba", "pettingzoo"):
+        needs(package, extra="smac", suite="smac")
 
 
 def build(name: str, rules: Rules = Rules(), render_mode: str | None = None) -> BattleEnv:  # noqa: B008 - frozen
@@ -49,8 +42,9 @@ def build(name: str, rules: Rules = Rules(), render_mode: str | None = None) -> 
     Raises:
         ModuleNotFoundError: the extra ``smac`` is not installed.
     """
-    with _extra():
-        from mtrl_envs.smac.env import BattleEnv
+    _check_extra()
+    from mtrl_envs.smac.env import BattleEnv
+
     return BattleEnv(parse(name), rules, render_mode=render_mode)
 
 
@@ -92,8 +86,9 @@ class SMAC:
             ModuleNotFoundError: the extra ``smac`` is not installed.
             ValueError: tasks whose teams differ in size.
         """
-        with _extra():
-            from mtrl_envs.smac.battle import Battles
+        _check_extra()
+        from mtrl_envs.smac.battle import Battles
+
         return Battles([parse(task.name.partition("/")[2]) for task in tasks], slots, self.rules)
 
     @staticmethod

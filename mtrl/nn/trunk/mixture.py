@@ -58,7 +58,7 @@ class MixtureTrunk(nn.Module):
         self.orthogonal = orthogonal
         self.convs, self.view, inner = None, slice(0, width), width
         if config.channels and view is not None:
-            self.convs = ExpertCNN(config.experts, view.shape, config.channels)
+            self.convs = ExpertCNN(config.experts, view, config.channels)
             self.view, inner = slice(view.start, view.start + math.prod(view.shape)), self.convs.out
         self.layers = ExpertMLP(config.experts, (inner, *config.widths), config.activation) if config.widths else None
         self.activation = ACTIVATIONS[config.activation]()
