@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,40 @@ def test_death_ends_a_row_and_the_dead_teach_nothing() -> None:
     assert roll.terminated[:, 2].tolist() == [True, False]
     assert roll.valid.tolist() == [[True] * 4, [True, True, False, True]]
     assert roll.successors().row.tolist() == [0, 1, 3]
+
+
+def test_the_dead_of_a_team_that_shares_its_reward_go_on_being_paid() -> None:
+    """Row 2 dies in step 0; the team (rows 2, 3) earns 1, 2, 3 and ends. With lambda 1, an advantage is the return
+    minus the value: the dead row's first action earns what comes after its death."""
+    shared = Spec((SPEC.tasks[0], replace(SPEC.tasks[1], shared_reward=True)), SPEC.groups)
+    found = {}
+    for name, spec in {"shared": shared, "own": SPEC}.items():
+        roll = Rollout(spec, 3)
+        for t, before in enumerate([(True, True), (False, True), (False, True)]):
+            step = transition(t, terminated=[2, 3] if t == 2 else [], before=before, after=(False, True))
+            roll.add(step._replace(reward=np.full(4, t + 1.0)))
+        value = np.full((3, 4), 0.5)
+        ends = roll.terminated, roll.truncated
+        advantage = gae(roll.reward, value, np.roll(value, -1, 0), *ends, gamma=GAMMA, lam=1.0)
+        found[name] = roll, advantage[:, 2:] + 0.5
+    roll, returns = found["shared"]
+    whole = [1 + 0.9 * 2 + 0.81 * 3, 2 + 0.9 * 3, 3]
+    np.testing.assert_allclose(returns, np.repeat(np.array(whole)[:, None], 2, 1))
+    assert roll.valid.all()
+    assert roll.terminated[:, 2:].tolist() == [[False, False], [False, False], [True, True]]
+    np.testing.assert_allclose(roll.living, [[1, 1, 1.5, 1.5], [1, 1, 0, 1.5], [1, 1, 0, 1.5]])
+    roll, returns = found["own"]
+    assert returns[0].tolist() == [1.0, pytest.approx(whole[0])]
+    np.testing.assert_array_equal(roll.living, roll.valid)
+
+
+def test_the_dead_bootstrap_where_their_team_is_cut_off() -> None:
+    shared = Spec((SPEC.tasks[0], replace(SPEC.tasks[1], shared_reward=True)), SPEC.groups)
+    roll = Rollout(shared, 2)
+    roll.add(transition(0, after=(False, True)))
+    roll.add(transition(1, truncated=[2, 3], before=(False, True), after=(False, True)))
+    assert roll.successors().row.tolist() == [0, 1, 2, 3]
+    assert roll.truncated[:, 2:].tolist() == [[False, False], [True, True]]
 
 
 def test_a_half_full_rollout_survives_its_state_dict() -> None:

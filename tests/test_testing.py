@@ -289,6 +289,8 @@ class BadTeam(Team):
                 del rewards[acted[0]]
             case "ghost":
                 self.agents = list(acted)
+            case "undead":
+                infos["right"]["alive"] = False
             case "alone":
                 terminated, truncated = dict.fromkeys(acted, False), {a: a == "left" for a in acted}
         return observations, rewards, terminated, truncated, infos
@@ -303,6 +305,7 @@ class BadTeam(Team):
         ("late", "reset() starts with ['left', 'right']"),
         ("missing", "gives a reward for ['right'], but ['left', 'right'] acted"),
         ("ghost", "env.agents is ['left', 'right'], but ['right'] are neither"),
+        ("undead", 'an agent has info["alive"] False but stays in env.agents'),
         ("alone", "truncates ['left'] while ['right'] go on"),
         ("state", "state()[0] = "),
     ],
@@ -311,6 +314,12 @@ def test_team_faults_are_named(fault: str, what: str) -> None:
     suite = OneSuite(Task("bad/team", partial(BadTeam, fault), 8, score_source="made up", agents=2))
     report = check_suite(suite, "all")
     assert [error for error in report.errors if what in error.what], report
+
+
+def test_the_dead_may_stay_where_the_reward_is_shared() -> None:
+    task = Task("bad/team", partial(BadTeam, "undead"), 8, score_source="made up", agents=2, shared_reward=True)
+    report = check_suite(OneSuite(task), "all")
+    assert report.ok, report
 
 
 def make_stock_reach(**render: Any) -> gym.Env[Any, Any]:

@@ -445,6 +445,12 @@ class _TaskCheck:
                 observations, rewards, terminated, truncated, infos = env.step(actions)
             self._check_team_step(env, acting, (observations, rewards, terminated, truncated), where)
             self._check_team_observations(env, observations, where)
+            if not self._task.shared_reward and any(infos.get(agent, {}).get("alive") is False for agent in env.agents):
+                self._error(
+                    "dead agents that stay",
+                    f'{where}: an agent has info["alive"] False but stays in env.agents, while shared_reward is false',
+                    "set Task.shared_reward if the dead are paid like the living; otherwise terminate who dies",
+                )
             for agent in acting:
                 self._check_result(rewards[agent], terminated[agent], truncated[agent], infos.get(agent, {}), where)
             successes = {agent: _success(info) for agent, info in infos.items()}

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("numba")
 pytest.importorskip("pettingzoo")
@@ -23,6 +24,7 @@ from mtrl.spaces import make_spec
 from mtrl.testing import check_suite
 from mtrl.vector import MultiTaskVectorEnv
 from mtrl.vector.env import InProcess
+from mtrl_agents.ppo import PPO
 from mtrl_envs.smac import SMAC, Rules, build, kernels
 from mtrl_envs.smac.battle import Battles
 from mtrl_envs.smac.render import TEAMS, view
@@ -232,6 +234,56 @@ def test_vector_of_two_maps_pays_rows_alike_and_replays() -> None:
         rewards.append(reward)
     envs.close()
     assert np.sum(rewards) > 0
+
+
+def test_the_dead_are_not_alive_in_the_vector() -> None:
+    """``alive`` is false exactly where a unit sees nothing of itself; dead units are there when time is up, too."""
+    (task,) = SMAC().tasks("2m_vs_1z")
+    envs = MultiTaskVectorEnv([replace(task, horizon=12)], 8, seed=3)
+    assert envs.spec.tasks[0].shared_reward
+    envs.reset()
+    dead = cut = 0
+    for step, _, _ in drive(envs, 120):
+        for obs, rows in ((step.obs, step.active), (step.next, ~step.terminated)):
+            leaves = obs.leaves["smac"]
+            np.testing.assert_array_equal(leaves["alive"][rows], leaves["vector"][rows, -10] > 0)  # own health
+            assert (leaves["legal"].sum(1)[rows & ~leaves["alive"]] == 1).all()
+        dead += (~step.obs.leaves["smac"]["alive"]).sum()
+        cut += (step.truncated & ~step.next.leaves["smac"]["alive"]).sum()
+    envs.close()
+    assert dead > 0
+    assert cut > 0
+
+
+def test_a_policy_learns_nothing_from_the_dead() -> None:
+    """PPO's terms are 0 in their rows, and their means those over living rows; the critic learns from all."""
+    run = drive_ppo(rollout=64, minibatches=1, epochs=1)
+    living = run.rollout.living
+    assert (living == 0).any()
+    items, _ = run._prepare()
+    (batch,) = items.minibatches(1, run.generator)
+    own, dead = batch.columns["living"].flatten(), batch.columns["living"].flatten() == 0
+    for name in ("policy", "critic"):
+        loss, _ = run._losses(batch, name)
+        assert bool((loss[dead] == 0).all()) == (name == "policy")
+        if name == "policy":
+            mean = (loss / own)[~dead].mean()
+            torch.testing.assert_close(loss @ batch.weight, mean, atol=1e-6, rtol=1e-5)
+
+
+def drive_ppo(**options: Any) -> PPO:
+    """An agent with a full rollout of battles."""
+    tasks = SMAC().tasks("3m")
+    agent = PPO(make_spec(tasks), PPO.Config(**options), seed=0)
+    envs = MultiTaskVectorEnv(tasks, 4, seed=0)
+    envs.reset()
+    actor = agent.actor(envs.layout, explore=True)
+    while not agent.rollout.full:
+        decision = actor(envs.obs)
+        envs.step_async(decision.action)
+        agent.observe(envs.step_wait(decision)[0])
+    envs.close()
+    return agent
 
 
 def test_tasks_can_be_sent_to_workers() -> None:
