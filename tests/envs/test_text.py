@@ -153,11 +153,13 @@ class TestSuite:
         with pytest.raises(UnknownNameError, match=r"of suite 'text'.*did you mean"):
             recipe(name)
 
+    @needs_textworld
     def test_games_are_kept_by_version_and_options(self, cache: Path):
         folders = {recipe(name)[0].folder() for name in ("coin-5", "coin-6", "simple-dense", "simple-sparse")}
         assert len(folders) == 4
         assert {folder.parents[2] for folder in folders} == {cache / "mtrl"}
 
+    @needs_textworld
     def test_without_xdg_the_cache_is_in_the_home(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setenv("HOME", str(tmp_path))
