@@ -32,9 +32,6 @@ from metaworld.utils import reward_utils
 mujoco: Any = importlib.import_module("mujoco")  # compiled: type checkers see nothing in it
 Array = np.ndarray
 
-_COPIED = ("_gripper_caging_reward",)
-"""Functions of the base class that are copied like a task's own."""
-
 _KEPT = ("__init__", "reset_model", "_reset_hand")
 """Functions of a task that run outside of steps and stay as they are."""
 
@@ -47,9 +44,8 @@ def fast_class(cls: type[SawyerXYZEnv], *, draws: bool) -> type[SawyerXYZEnv]:
         cls: a class of ``metaworld.env_dict.ALL_V3_ENVIRONMENTS``.
         draws: whether it can render. If not, its model leaves out what is only seen: 4 MB instead of 21 MB.
     """
-    base, task = _names(SawyerXYZEnv), _names(cls)
-    copies = {name: _copied(vars(SawyerXYZEnv)[name], base) for name in _COPIED}
-    copies |= {
+    task = _names(cls)
+    copies = {
         name: _copied(value, task)
         for name, value in vars(cls).items()
         if isinstance(value, types.FunctionType | staticmethod) and name not in _KEPT
@@ -124,10 +120,11 @@ def _step(self: Any, action: Array) -> tuple[Array, Any, bool, bool, dict[str, A
     if self.curr_path_length >= self.max_path_length:
         raise ValueError("You must reset the env manually once truncate==True")
     parts: _Parts = self.parts
-    move = np.minimum(np.maximum(action[:3], -1), 1) * self.action_scale
+    move = np.minimum(np.maximum(action[:3], _MINUS_ONES), _ONES) * self.action_scale
     parts.mocap_pos[0] = np.minimum(np.maximum(parts.mocap_pos[0] + move, self.mocap_low), self.mocap_high)
     parts.mocap_quat[0] = _DOWN
-    parts.ctrl[:] = action[-1], -action[-1]
+    grip = float(action[-1])
+    parts.ctrl[0], parts.ctrl[1] = grip, -grip
     mujoco.mj_step(self.model, parts.data, nstep=self.frame_skip)
     self.curr_path_length += 1
     # The package moves the target's marker here; the next line computes its place anew in any case.
@@ -141,6 +138,8 @@ def _step(self: Any, action: Array) -> tuple[Array, Any, bool, bool, dict[str, A
 
 
 _DOWN = np.array([1.0, 0.0, 1.0, 0.0])
+_ONES = np.ones(3, np.float32)
+_MINUS_ONES = -_ONES
 
 
 def _reset(self: Any, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
@@ -228,6 +227,44 @@ def _touching_object(self: Any, object_geom_id: int) -> bool:
     return left > 0 and right > 0
 
 
+def _gripper_caging_reward(
+    self: Any,
+    action: Array,
+    obj_pos: Array,
+    obj_radius: float,
+    pad_success_thresh: float,
+    object_reach_radius: float,
+    xz_thresh: float,
+    desired_gripper_effort: float = 1.0,
+    high_density: bool = False,
+    medium_density: bool = False,
+) -> Any:
+    """``SawyerXYZEnv._gripper_caging_reward``, number by number instead of with arrays of two."""
+    if high_density and medium_density:
+        raise ValueError("Can only be either high_density or medium_density")
+    start, tcp = self.obj_init_pos, self.tcp_center
+    y, start_y = float(obj_pos[1]), float(start[1])
+    sides = []
+    for pad in ("leftpad", "rightpad"):
+        pad_y = float(self.get_body_com(pad)[1])
+        margin = abs(abs(pad_y - start_y) - pad_success_thresh)
+        sides.append(_tolerance(abs(pad_y - y), (obj_radius, pad_success_thresh), margin, "long_tail"))
+    caging_y = reward_utils.hamacher_product(*sides)
+    margin = _norm(np.array((start[0] - self.init_tcp[0], start[2] - self.init_tcp[2]))) - xz_thresh
+    distance = _norm(np.array((tcp[0] - obj_pos[0], tcp[2] - obj_pos[2])))
+    caging_xz = _tolerance(distance, (0, xz_thresh), margin, "long_tail")
+    closed = min(max(0, action[-1]), desired_gripper_effort) / desired_gripper_effort
+    caging = reward_utils.hamacher_product(caging_y, float(caging_xz))
+    reward = reward_utils.hamacher_product(caging, closed if caging > 0.97 else 0.0)
+    if high_density:
+        reward = (reward + caging) / 2
+    if medium_density:
+        margin = abs(_norm(start - self.init_tcp) - object_reach_radius)
+        reach = _tolerance(_norm(obj_pos - tcp), (0, object_reach_radius), margin, "long_tail")
+        reward = (reward + float(reach)) / 2
+    return reward
+
+
 _BASE = {
     "step": _step,
     "reset": _reset,
@@ -237,6 +274,7 @@ _BASE = {
     "tcp_center": property(_tcp_center),
     "get_body_com": _get_body_com,
     "touching_object": _touching_object,
+    "_gripper_caging_reward": _gripper_caging_reward,
 }
 
 
@@ -301,7 +339,7 @@ class _Rotation:
     def from_matrix(matrix: Array) -> _Quaternion:
         m = matrix.tolist()
         trace = m[0][0] + m[1][1] + m[2][2]
-        decision = [m[0][0], m[1][1], m[2][2], trace]
+        decision = (m[0][0], m[1][1], m[2][2], trace)
         choice = decision.index(max(decision))
         q = [0.0] * 4
         if choice == 3:

@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 
 from mtrl.types import Decision
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv, episode_seed
-from mtrl.vector.workers import Workers, _shut_down, plan_moves
+from mtrl.vector.workers import Workers, _Link, _shut_down, plan_moves
 from tests.vector.drive import assert_same, begin_and_drive, drive, random_actions
 from tests.vector.probes import tasks
 
@@ -301,3 +303,31 @@ def test_tasks_that_cannot_travel_are_named() -> None:
         check=False,
     )
     assert "move them into a module, or use workers=0" in result.stderr
+
+
+@pytest.mark.parametrize(("last", "awake"), [(0.0, True), (1.0, False)])
+def test_a_worker_stays_awake_only_while_orders_come_quickly(
+    last: float, awake: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yields: list[None] = []
+    monkeypatch.setattr(os, "sched_yield", lambda: yields.append(None))
+    reader, writer = Pipe(duplex=False)
+    link = _Link.of(reader, writer)
+    later = threading.Timer(0.05, link.put, [b"s"])
+    later.start()
+    waited = link.await_soon(last)
+    assert (link.get(), bool(yields)) == (b"s", awake)
+    assert 0.001 < waited < 30  # the next one sleeps
+    link.put(b"s")
+    link.await_soon(1.0)
+    assert link.get() == b"s"
+    link.close()
+
+
+def test_a_worker_notices_the_end_of_its_orders() -> None:
+    reader, writer = Pipe(duplex=False)
+    link = _Link.of(reader, writer)
+    writer.close()
+    link.await_soon(0.0)
+    assert link.get() == b""
+    reader.close()
