@@ -60,6 +60,7 @@ class Aggregator:
         self.method: Method = method
         self.generator = torch.Generator().manual_seed(seed)
         self._weighting = _weighting(method)
+        self._jacobian: Tensor | None = None  # kept, since fresh pages for megabytes cost a tenth of a backward pass
 
     def weights(self, gramian: Tensor) -> Tensor:
         """Weights [K] of gradients with this Gramian [K, K], in its dtype; computed in float64 on the CPU."""
@@ -98,7 +99,11 @@ class Aggregator:
             net: see ``task_parameters`` for how its parameters are told apart.
         """
         shared, own = task_parameters(net)
-        jacobian = task_jacobian(losses, shared, own)
+        first, kept = losses[0], self._jacobian
+        size = len(losses), sum(p.numel() for p in shared)
+        if kept is None or (kept.shape, kept.dtype, kept.device) != (size, first.dtype, first.device):
+            kept = self._jacobian = first.new_empty(size)
+        jacobian = task_jacobian(losses, shared, own, out=kept)
         gramian = jacobian @ jacobian.T
         weights = self.weights(gramian)
         parts = (weights @ jacobian).split([p.numel() for p in shared])
@@ -136,23 +141,39 @@ def task_parameters(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramet
 
 
 def task_jacobian(
-    losses: Sequence[Tensor], shared: Sequence[Tensor], own: Sequence[Tensor] = (), *, retain_graph: bool = False
+    losses: Sequence[Tensor],
+    shared: Sequence[Tensor],
+    own: Sequence[Tensor] = (),
+    *,
+    retain_graph: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Gradients [K, P] of the losses for the flattened ``shared``; ``own`` get the mean gradient as their ``.grad``."""
-    jacobian = losses[0].new_zeros(len(losses), sum(p.numel() for p in shared))
+    """Gradients [K, P] of the losses for the flattened ``shared``; ``own`` get the mean gradient as their ``.grad``.
+
+    ``out`` [K, P]: where to write them.
+    """
+    sizes = [p.numel() for p in shared]
+    jacobian = losses[0].new_empty(len(losses), sum(sizes)) if out is None else out
     for parameter in own:
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = None
     for row, loss in zip(jacobian, losses, strict=True):
         keep = retain_graph or loss is not losses[-1]  # losses may share a graph
         grads = torch.autograd.grad(loss, [*shared, *own], allow_unused=True, retain_graph=keep)
-        start = 0
-        for parameter, grad in zip(shared, grads, strict=False):
-            if grad is not None:
-                row[start : start + grad.numel()] = grad.flatten()
-            start += parameter.numel()
+        for part, grad in zip(row.split(sizes), grads, strict=False):
+            if grad is None:
+                part.zero_()
+            else:
+                part.copy_(grad.flatten())
         for parameter, grad in zip(own, grads[len(shared) :], strict=True):
-            if grad is not None and parameter.grad is not None:
+            if grad is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = grad / len(losses)
+            else:
                 parameter.grad.add_(grad, alpha=1 / len(losses))
+    for parameter in own:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
     return jacobian
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from mtrl.train import train
 from mtrl.types import Suite
 from mtrl_envs import dmc
 from mtrl_envs.dmc import DMC, SCALEZERO, DMCEnv
+from tests.envs.pictures import clean, draw_in_turn
 
 pytest.importorskip("dm_control", reason="needs the extra dmc")
 
@@ -32,12 +32,6 @@ ALL = [task.name.removeprefix("dmc/") for task in DMC().tasks("all")]
 
 def slow_but(names: tuple[str, ...]) -> list[Any]:
     return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in ALL]
-
-
-def clean(**variables: str) -> dict[str, str]:
-    """This process's environment without screen and without a choice of OpenGL."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL")}
-    return {**kept, **variables}
 
 
 def test_groups() -> None:
@@ -240,29 +234,7 @@ def test_rendering_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.slow
 def test_environments_that_render_in_turn_keep_their_own_pictures() -> None:
     """Beside MetaWorld's, which draws through Gymnasium's renderer: both libraries use OpenGL contexts of their own."""
-    script = """
-import numpy as np
-from mtrl_envs.dmc import DMCEnv
-from mtrl_envs.metaworld import MetaWorldEnv
-makes = [(DMCEnv, "walker-walk"), (MetaWorldEnv, "reach-v3"), (DMCEnv, "cheetah-run")]
-alone = []
-for make, name in makes:
-    env = make(name, render_mode="rgb_array")
-    env.reset(seed=0)
-    alone.append(env.render())
-    env.close()
-envs = [make(name, render_mode="rgb_array") for make, name in makes]
-for env in envs: env.reset(seed=0)
-for _ in range(2):
-    for env, picture in zip(envs, alone):
-        seen = env.render()
-        assert seen.shape == (240, 240, 3) and seen.dtype == np.uint8 and seen.std() > 5
-        assert np.array_equal(seen, picture)
-assert not np.array_equal(alone[0], alone[2])
-for env in envs: env.close()
-print("rendered")
-"""
-    done = subprocess.run([sys.executable, "-c", script], env=clean(MUJOCO_GL="egl"), capture_output=True, text=True)
-    if "OpenGL" in done.stderr or "EGL device" in done.stderr:
-        pytest.skip("no EGL on this machine")
-    assert "rendered" in done.stdout, done.stderr
+    draw_in_turn(
+        "from mtrl_envs.dmc import DMCEnv\nfrom mtrl_envs.metaworld import MetaWorldEnv",
+        '[(DMCEnv, "walker-walk"), (MetaWorldEnv, "reach-v3"), (DMCEnv, "cheetah-run")]',
+    )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import subprocess
 import sys
 from importlib import import_module, resources
 from typing import Any
@@ -20,6 +18,7 @@ from mtrl.spaces import make_spec
 from mtrl.testing import check_suite
 from mtrl.types import Suite
 from mtrl_envs.robotics import ADROIT, GOALS, KITCHEN, AdroitEnv, KitchenEnv, Robotics
+from tests.envs.pictures import draw_in_turn
 
 pytest.importorskip("gymnasium_robotics", reason="needs the extra robotics")
 
@@ -223,30 +222,7 @@ def test_rendering_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_environments_that_render_in_turn_keep_their_own_pictures() -> None:
-    script = """
-import numpy as np
-from mtrl_envs.robotics import AdroitEnv, KitchenEnv
-makes = [(AdroitEnv, "door"), (KitchenEnv, ("kettle",)), (AdroitEnv, "pen")]
-alone = []
-for make, what in makes:
-    env = make(what, render_mode="rgb_array")
-    env.reset(seed=0)
-    alone.append(env.render())
-    env.close()
-envs = [make(what, render_mode="rgb_array") for make, what in makes]
-for env in envs: env.reset(seed=0)
-for _ in range(2):
-    for env, picture in zip(envs, alone):
-        seen = env.render()
-        assert seen.shape == (240, 240, 3) and seen.dtype == np.uint8 and seen.std() > 5
-        assert np.array_equal(seen, picture)
-assert not np.array_equal(alone[0], alone[2])
-for env in envs: env.close()
-print("rendered")
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "MUJOCO_GL": "egl"}, capture_output=True, text=True
+    draw_in_turn(
+        "from mtrl_envs.robotics import AdroitEnv, KitchenEnv",
+        '[(AdroitEnv, "door"), (KitchenEnv, ("kettle",)), (AdroitEnv, "pen")]',
     )
-    if "OpenGL" in done.stderr or "EGL device" in done.stderr:
-        pytest.skip("no EGL on this machine")
-    assert "rendered" in done.stdout, done.stderr
