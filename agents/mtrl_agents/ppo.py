@@ -73,7 +73,7 @@ class PPO:
             default="minibatches", description="rollout: one step on all of it, before the policy's (MOORE's code)"
         )
         share: bool = Field(default=False, description="one body for actor and critic")
-        memory: int = Field(default=0, ge=0, description="width of a GRU behind the trunk; 0: none")
+        memory: int = Field(default=0, ge=0, description="width of a memory behind the trunk; 0: none")
         chunk: int | None = Field(
             default=None,
             ge=1,

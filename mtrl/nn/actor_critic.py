@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +135,7 @@ def _first(place: Tensor) -> Tensor:
 
 
 class Body(nn.Module):
-    """Perception -> trunk -> a GRU of width ``memory`` (0: none). ``state``: also read a team's global state.
+    """Perception -> trunk -> a memory of width ``memory`` (0: none). ``state``: also read a team's global state.
 
     What the trunk says goes around the memory, too, and comes first: what can be done without memory is then learned as
     fast as without one.
@@ -159,16 +159,17 @@ class Body(nn.Module):
         ``recall``: where to look up what the trunk says about rows that came before; without memory, rows are taken as
         they are otherwise (``evaluate`` folds them).
         """
+        place: Any = slice(None)
         if recall is not None:
             features = recall(rows, self._features)
         elif self.memory is None or (found := fold(rows)) is None:
             features = self._features(rows)
         else:
-            features = self._features(found.rows)[0][found.place]
+            features, place = self._features(found.rows)[0], found.place
         if self.memory is None or state is None:
-            return features, None
-        remembered, state = self.memory(features, rows.first, state)
-        return torch.cat((features, remembered), 2), state
+            return features[place], None
+        remembered, state = self.memory(self.memory.read(features)[place], rows.first, state)
+        return torch.cat((features[place], remembered), 2), state
 
     def _features(self, rows: Rows) -> Tensor:
         """What the trunk says about each row by itself, [t, n, D]."""

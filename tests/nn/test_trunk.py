@@ -38,24 +38,48 @@ def test_without_layers_a_trunk_hands_on_the_latents() -> None:
     assert (multi.out, shared.out) == (6, 9)
 
 
-def test_the_memory_equals_the_gru_of_torch_between_resets() -> None:
-    memory, gru = Memory(3, 5), nn.GRUCell(3, 5)
+def test_the_memory_is_torchs_gru_and_a_running_maximum_between_resets() -> None:
+    memory, gru = Memory(3, 9), nn.GRUCell(3, 5)
+    keep = torch.cat((torch.zeros(5), memory.keep.detach(), torch.zeros(5)))
     gru.load_state_dict(
         {
-            "weight_ih": memory.input.weight,
-            "bias_ih": memory.input.bias,
+            "weight_ih": memory.input.weight[:15],
+            "bias_ih": memory.input.bias[:15] + keep,
             "weight_hh": memory.hidden.weight,
             "bias_hh": memory.hidden.bias,
         }
     )
-    x, state = torch.randn(6, 2, 3), torch.randn(2, 5)
+    x, state = torch.randn(6, 2, 3), torch.randn(2, 9)
     first = torch.zeros(6, 2, dtype=torch.bool)
     first[3, 0] = first[0, 1] = True
-    out, last = memory(x, first, state)
+    out, last = memory(memory.read(x), first, state)
+    normal = nn.functional.layer_norm(x, (3,))
     for t in range(6):
-        state = gru(x[t], torch.where(first[t][:, None], torch.zeros(()), state))
+        state = torch.where(first[t][:, None], torch.zeros(()), state)
+        sight = torch.tanh(normal[t] @ memory.input.weight[15:].T + memory.input.bias[15:])
+        state = torch.cat((gru(normal[t], state[:, :5]), torch.maximum(state[:, 5:], sight)), 1)
         torch.testing.assert_close(out[t], state)
     torch.testing.assert_close(last, state)
+
+
+def test_what_the_memory_saw_first_still_gets_its_gradient_at_the_end() -> None:
+    memory = Memory(4, 8)
+    x = torch.zeros(50, 1, 4)
+    x[0, 0] = torch.tensor([3.0, -1.0, 2.0, 0.0])
+    x.requires_grad_()
+    out, _ = memory(memory.read(x), torch.zeros(50, 1, dtype=torch.bool), torch.zeros(1, 8))
+    (out[-1, 0, 4:] * torch.randn(4)).sum().backward()
+    assert x.grad is not None
+    early, late = x.grad[0].norm(), x.grad[1:].norm(dim=-1).max()
+    assert early > 1e-2
+    assert early > late
+
+
+def test_the_memorys_units_start_with_time_constants_from_2_to_64_steps() -> None:
+    keep = torch.sigmoid(Memory(4, 512).keep)
+    span = 1 / (1 - keep)  # a leaky unit that keeps this share per step
+    assert 2 <= span.min() < 6
+    assert 55 < span.max() <= 64
 
 
 def trunk(num_tasks: int = 3, width: int = 6, **fields: Any) -> Any:

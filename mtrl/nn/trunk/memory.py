@@ -5,27 +5,49 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+LONGEST = 64
+"""Steps: the GRU's units start with time constants spread up to about this."""
+
 
 class Memory(nn.Module):
-    """A GRU over time whose state is cleared where an episode starts (Cho et al. 2014; gates as ``nn.GRUCell``)."""
+    """What was seen since the episode began, [out]: half of it a GRU, half the largest values so far.
+
+    A GRU (Cho et al. 2014, https://arxiv.org/abs/1406.1078; gates as ``nn.GRUCell``) forgets by halves from step to
+    step when it starts, and policies that explore blur it further. Two remedies: its units start with time constants
+    spread over the length of an episode (chrono initialisation, Tallec & Ollivier 2018,
+    https://arxiv.org/abs/1804.11188), and beside it the maximum over time of what was seen, through which neither value
+    nor gradient decays (as the aggregators of AMRL, Beck et al. 2020, https://openreview.net/forum?id=Bkl7bREtDr; here
+    of the features, with the maximum's own gradient). Both read normalised features: those of a mixture are small.
+    """
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
-        self.out = out
-        self.input = nn.Linear(width, 3 * out)
-        self.hidden = nn.Linear(out, 3 * out)
+        self.out, self.peaks = out, out // 2
+        gru = out - self.peaks
+        self.norm = nn.LayerNorm(width)
+        self.input = nn.Linear(width, 3 * gru + self.peaks)
+        self.hidden = nn.Linear(gru, 3 * gru)
+        self.keep = nn.Parameter(torch.empty(gru).uniform_(1, LONGEST - 1).log_())
 
-    def forward(self, features: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [t, n, width], first [t, n] bool, state [n, out] -> outputs [t, n, out], last state [n, out]."""
-        gates = self.input(features)  # one product for all steps; only the recurrent half is sequential
-        keep = (~first).to(features.dtype)[..., None]
+    def read(self, features: Tensor) -> Tensor:
+        """Features [..., width] -> what ``forward`` takes in of each row, [..., 3 * gru + peaks]."""
+        return self.input(self.norm(features))
+
+    def forward(self, read: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """From ``read`` [t, n, ...], first [t, n] bool, state [n, out] -> outputs [t, n, out], last state [n, out].
+
+        The state is cleared where an episode starts.
+        """
+        sizes = (self.out - self.peaks, self.peaks)
+        gates, seen = read.split((3 * sizes[0], self.peaks), 2)
+        kept = (~first).to(read.dtype)[..., None]
         outputs = []
-        for now, kept in zip(gates.unbind(0), keep.unbind(0), strict=True):
-            state = state * kept
-            reset_x, update_x, new_x = now.chunk(3, 1)
-            reset_h, update_h, new_h = self.hidden(state).chunk(3, 1)
-            update = torch.sigmoid(update_x + update_h)
+        for gate, sight, keep in zip(gates.unbind(0), seen.tanh().unbind(0), kept.unbind(0), strict=True):
+            short, peak = (state * keep).split(sizes, 1)
+            reset_x, update_x, new_x = gate.chunk(3, 1)
+            reset_h, update_h, new_h = self.hidden(short).chunk(3, 1)
+            update = torch.sigmoid(update_x + update_h + self.keep)
             new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
-            state = new + update * (state - new)
+            state = torch.cat((new + update * (short - new), torch.maximum(peak, sight)), 1)
             outputs.append(state)
         return torch.stack(outputs), state
