@@ -56,7 +56,8 @@ _SOON = 200e-6  # seconds: a worker whose last order came within this time stays
 _RETRIES = 3  # in a row, of one step: what fails more often than that is no accident
 _PAUSE = 0.1  # seconds before the first retry; each further one waits twice as long
 _MOST_FAULTS = 1000  # in a vector's life
-_WORTHWHILE = 0.9  # slots move when the slowest worker's predicted time falls below this part of what it was
+_WORTHWHILE = 0.96  # slots move when the slowest worker's predicted time falls below this part of what it was
+_MOST_REST = 64  # times COST_STEPS: slots stay twice as long after each move, but no longer than this
 
 
 class _Link(NamedTuple):
@@ -121,6 +122,7 @@ class Workers:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._waiting: list[int] = []
         self._settled = 0  # steps since slots moved, or since the first one
+        self._rest = 1  # times COST_STEPS that must have passed before slots move again
         # Also when the vector is forgotten without close(), and at interpreter exit.
         self._finalizer = weakref.finalize(self, _shut_down, os.getpid(), self._links, self._processes, self._file)
         for worker in range(count):
@@ -155,8 +157,11 @@ class Workers:
             del self._waiting[0]
 
     def rebalance(self, movable: Sequence[int], running: Callable[[int], Running]) -> None:
-        """Even the workers' load out, as far as ``movable`` slots allow; a new owner just begins the same episode."""
-        if self._settled < COST_STEPS:
+        """Even the workers' load out, as far as ``movable`` slots allow; a new owner just begins the same episode.
+
+        A new owner must build the environment: what is won by moving again and again after noise would be lost.
+        """
+        if self._settled < self._rest * COST_STEPS:
             return
         moves = plan_moves(self._owner, self.buffers.cost, movable, len(self._links))
         for slot, worker in moves.items():
@@ -167,7 +172,7 @@ class Workers:
             except EnvironmentFailedError as error:
                 self._replace(before, error, running)
         if moves:
-            self._settled = 0
+            self._settled, self._rest = 0, min(2 * self._rest, _MOST_REST)
             self._restore([running(slot) for slot in moves], running)
 
     def close(self) -> None:
@@ -270,7 +275,7 @@ def plan_moves(owner: Sequence[int], cost: Array, movable: Sequence[int], worker
     """Which slots should change workers, so that the slowest worker gets faster.
 
     Greedy descent: between the most and the least loaded worker, do the move or the swap that brings them closest;
-    repeat. Nothing moves unless the largest load falls by a tenth, since a new owner must build the environment.
+    repeat. Nothing moves unless the largest load falls by a twenty-fifth, since a new owner must build the environment.
 
     Args:
         owner: each slot's worker.

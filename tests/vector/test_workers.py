@@ -112,6 +112,24 @@ def test_expensive_slots_are_spread(make: Make, monkeypatch: pytest.MonkeyPatch)
     assert backend._owner == [0, 1, 1, 1]
 
 
+def test_slots_stay_twice_as_long_after_each_move(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However noisy the costs are: what moves cost stays a vanishing share of all steps."""
+    monkeypatch.setattr("mtrl.vector.workers.COST_STEPS", 2)
+    envs = make(tasks("counter"), 4, workers=2)
+    backend = envs._backend
+    assert isinstance(backend, Workers)
+    envs.reset()
+    moves = []
+    for step in range(1, 30):
+        drive(envs, 1, seed=step)
+        owner = list(backend._owner)
+        backend.buffers.cost[:] = [1.0 if each == owner[0] else 0.1 for each in owner]  # one worker has all the work
+        backend.rebalance(range(4), envs._running)
+        if owner != backend._owner:
+            moves.append(step)
+    assert moves == [2, 6, 14]
+
+
 @pytest.mark.parametrize(
     ("owner", "cost", "movable", "expected"),
     [
@@ -119,7 +137,7 @@ def test_expensive_slots_are_spread(make: Make, monkeypatch: pytest.MonkeyPatch)
         ([0, 0, 1, 1], [3, 3, 1, 1], [0, 1, 2, 3], {1: 1, 2: 0}),  # a swap: 4 and 4
         ([0, 0, 1], [2, 2, 2], [2], {}),  # only a slot of the idle worker may move: no gain
         ([0, 0, 1], [1, 1, 0.0], [1], {1: 1}),
-        ([0, 0, 1, 1], [1.05, 1, 1, 1], [0, 1, 2, 3], {}),  # below a tenth
+        ([0, 0, 1, 1], [1.05, 1, 1, 1], [0, 1, 2, 3], {}),  # not worth it
         ([0, 0, 0], [1, 1, 1], [0, 1, 2], {0: 1}),
     ],
 )
@@ -140,7 +158,7 @@ def test_plan_moves_is_never_worse() -> None:
         moves = plan_moves(owner, cost, movable, workers)
         before = np.bincount(owner, weights=cost, minlength=workers).max()
         after = np.bincount(moved(owner, moves), weights=cost, minlength=workers).max()
-        assert after < 0.9 * before if moves else after == before
+        assert after < 0.96 * before if moves else after == before
         assert set(moves) <= set(movable)
         assert all(owner[slot] != worker for slot, worker in moves.items())
 
