@@ -17,21 +17,20 @@ class Memory(nn.Module):
     spread over the length of an episode (chrono initialisation, Tallec & Ollivier 2018,
     https://arxiv.org/abs/1804.11188), and beside it the maximum over time of what was seen, through which neither value
     nor gradient decays (as the aggregators of AMRL, Beck et al. 2020, https://openreview.net/forum?id=Bkl7bREtDr; here
-    of the features, with the maximum's own gradient). Both read normalised features: those of a mixture are small.
+    of the features, with the maximum's own gradient). ``Body`` normalises what they read.
     """
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
         self.out, self.peaks = out, out // 2
         gru = out - self.peaks
-        self.norm = nn.LayerNorm(width)
         self.input = nn.Linear(width, 3 * gru + self.peaks)
         self.hidden = nn.Linear(gru, 3 * gru)
         self.keep = nn.Parameter(torch.empty(gru).uniform_(1, LONGEST - 1).log_())
 
     def read(self, features: Tensor) -> Tensor:
         """Features [..., width] -> what ``forward`` takes in of each row, [..., 3 * gru + peaks]."""
-        return self.input(self.norm(features))
+        return self.input(features)
 
     def forward(self, read: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """From ``read`` [t, n, ...], first [t, n] bool, state [n, out] -> outputs [t, n, out], last state [n, out].
