@@ -139,8 +139,7 @@ class Body(nn.Module):
     """Perception -> trunk -> a memory of width ``memory`` (0: none). ``state``: also read a team's global state.
 
     What the trunk says goes around the memory, too, and comes first: what can be done without memory is then learned as
-    fast as without one. Both are brought to one scale, whatever the trunk and the widths: what to do often depends on
-    what is seen *together with* what is remembered, and a head that hardly hears one of them hardly learns that.
+    fast as without one.
     """
 
     def __init__(
@@ -150,11 +149,8 @@ class Body(nn.Module):
         self.perception = Perception(spec, perception, state=state)
         self.trunk = make_trunk(trunk, self.perception.width, len(spec.tasks), self.perception.view)
         width = int(self.trunk.out)  # type: ignore[arg-type]
-        self.memory = Memory(width, memory) if memory else None
-        # Raw observations keep their scale, which may mean something; features can say it otherwise.
         learned = next(chain(self.perception.parameters(), self.trunk.parameters()), None) is not None
-        self.norm = nn.LayerNorm(width) if memory and learned else nn.Identity()
-        self.loudness = (width / memory) ** 0.5 if memory and learned else 1.0
+        self.memory = Memory(width, memory, learned=learned) if memory else None
         self.out: int = memory + width
         self.per_task = bool(self.trunk.per_task)
 
@@ -175,9 +171,9 @@ class Body(nn.Module):
             features, place = self._features(found.rows)[0], found.place
         if self.memory is None or state is None:
             return features[place], None
-        features = self.norm(features)
+        features = self.memory.norm(features)
         remembered, state = self.memory(self.memory.read(features)[place], rows.first, state)
-        return torch.cat((features[place], remembered * self.loudness), 2), state
+        return torch.cat((features[place], remembered * self.memory.loudness), 2), state
 
     def _features(self, rows: Rows) -> Tensor:
         """What the trunk says about each row by itself, [t, n, D]."""

@@ -14,14 +14,25 @@ class Memory(nn.Module):
 
     A GRU (Cho et al. 2014, https://arxiv.org/abs/1406.1078; gates as ``nn.GRUCell``) forgets by halves from step to
     step when it starts, and policies that explore blur it further. Two remedies: its units start with time constants
-    spread over the length of an episode (chrono initialisation, Tallec & Ollivier 2018,
+    spread from 2 to ``LONGEST`` steps (chrono initialisation, Tallec & Ollivier 2018,
     https://arxiv.org/abs/1804.11188), and beside it the maximum over time of what was seen, through which neither value
     nor gradient decays (as the aggregators of AMRL, Beck et al. 2020, https://openreview.net/forum?id=Bkl7bREtDr; here
-    of the features, with the maximum's own gradient). ``Body`` normalises what they read.
+    of the features, with the maximum's own gradient).
+
+    ``norm`` and ``loudness`` bring what is seen and what is remembered to one scale, whatever the trunk and the widths:
+    what to do often depends on both together, and a head that hardly hears one of them hardly learns that.
+
+    Args:
+        width: of the features.
+        out: of what is remembered.
+        learned: whether features come from layers, which can say everything at any scale; the scale of raw observations
+            may mean something, and is kept.
     """
 
-    def __init__(self, width: int, out: int) -> None:
+    def __init__(self, width: int, out: int, *, learned: bool = True) -> None:
         super().__init__()
+        self.norm = nn.LayerNorm(width) if learned else nn.Identity()
+        self.loudness = (width / out) ** 0.5 if learned else 1.0
         self.out, self.peaks = out, out // 2
         gru = out - self.peaks
         self.input = nn.Linear(width, 3 * gru + self.peaks)
@@ -29,7 +40,7 @@ class Memory(nn.Module):
         self.keep = nn.Parameter(torch.empty(gru).uniform_(1, LONGEST - 1).log_())
 
     def read(self, features: Tensor) -> Tensor:
-        """Features [..., width] -> what ``forward`` takes in of each row, [..., 3 * gru + peaks]."""
+        """Features [..., width], normalised -> what ``forward`` takes in of each row, [..., 3 * gru + peaks]."""
         return self.input(features)
 
     def forward(self, read: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
