@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from gymnasium.error import DependencyNotInstalled
 from peers import GIVES_UP, peers, stock
 
 from mtrl import registry
@@ -112,12 +113,16 @@ def contestants(suite: str, stack: contextlib.ExitStack) -> dict[str, Any]:
     tasks = registry.tasks(suite)
     if any(task.agents > 1 for task in tasks):
         raise SystemExit(f"{suite}: no peer holds teams; battles have benchmarks/battles.py")
+    try:
+        others = peers(tasks)
+    except DependencyNotInstalled as error:  # no peer steps without the package's own environments
+        raise SystemExit(f"{suite}: {error}") from error
     made: dict[str, Callable[[], Any]] = {
         OURS: lambda: Ours(tasks, 2),
         IN_PROCESS: lambda: Ours(tasks, 0),
         STOCK_BOUND: lambda: Raw([partial(stock, task.name) for task in tasks]),
         OWN_BOUND: lambda: Raw([task.build for task in tasks]),
-        **peers(tasks),
+        **others,
     }
     alive = {}
     for name, make in made.items():
