@@ -5,8 +5,10 @@ and the details collected by Huang et al. 2022 (https://iclr-blog-track.github.i
 What several tasks add follows the multi-task PPO of MOORE (https://arxiv.org/abs/2311.11385): a head per task,
 advantages normalised per task, separate networks for actor and critic; value targets are normalised per task as in
 MAPPO (https://arxiv.org/abs/2103.01955), whose critic also reads a team's global state. Every task has an equal share
-in every loss. Advantages are computed in float64. Box actions: a diagonal Gaussian in units where the bounds are -1 and
-1; the sample is clipped and rescaled for the environment, its log-probability is that of the unclipped sample.
+in every loss. ``advantage_weight`` makes the actor's features tell the advantage of the action taken, as in DAAC
+(https://arxiv.org/abs/2102.10330): so a memory learns what to keep from a choice's outcome. Advantages are computed in
+float64. Box actions: a diagonal Gaussian in units where the bounds are -1 and 1; the sample is clipped and rescaled for
+the environment, its log-probability is that of the unclipped sample.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from mtrl.nn.actor_critic import Body, PolicyNet, ValueNet, decide, evaluate, judge, to_rows
+from mtrl.nn.actor_critic import Body, PolicyNet, ValueNet, appraise, decide, evaluate, judge, to_rows
 from mtrl.nn.aggregation import Method
 from mtrl.nn.balancers import BalancerName
 from mtrl.nn.bootstrap import judge_rollout
@@ -58,12 +60,11 @@ class PPO:
         value_clip: float | None = Field(default=None, gt=0, description="of the normalised value's change; None: off")
         entropy: float = Field(default=0.01, ge=0, description="weight of the entropy bonus")
         value_weight: float = Field(default=0.5, gt=0, description="weight of the value loss")
+        advantage_weight: float = Field(default=0.0, ge=0, description="of the features' advantage loss (DAAC: 0.25)")
         max_grad_norm: float | None = Field(default=0.5, gt=0, description="of actor and critic, or of both if shared")
         actor_gradients: Method = Field(default="mean", description="how the tasks' gradients become one")
         critic_gradients: Method = Field(default="mean", description="TOPPO: fairgrad here, pcgrad for the actor")
-        critic_balance: BalancerName | None = Field(
-            default=None, description="how the tasks' losses become one; None: mean"
-        )
+        critic_balance: BalancerName | None = Field(default=None, description="how the tasks' losses become one")
         target_kl: float | None = Field(default=None, gt=0, description="end the epochs beyond this mean divergence")
         normalize_advantage: bool = Field(default=True, description="by running moments of each task's advantages")
         advantage_decay: float = Field(default=0.95, ge=0, lt=1, description="of these; 0: this rollout's own (MOORE)")
@@ -74,14 +75,8 @@ class PPO:
         )
         share: bool = Field(default=False, description="one body for actor and critic")
         memory: int = Field(default=0, ge=0, description="width of a memory behind the trunk; 0: none")
-        chunk: int | None = Field(
-            default=None,
-            ge=1,
-            description="steps of a gradient through the memory; None: rollout's largest divisor <= 32",
-        )
-        matmul: Literal["auto"] | Route = Field(
-            default="auto", description="auto: the fastest one with fp32 accuracy; or bf16"
-        )
+        chunk: int | None = Field(default=None, ge=1, description="steps of a gradient through memory; None: up to 32")
+        matmul: Literal["auto"] | Route = Field(default="auto", description="auto: fastest with fp32 accuracy; or bf16")
         head: tuple[int, ...] = Field(default=(128,), description="hidden layers of the heads")
         head_activation: str = Field(default="tanh", pattern="^(tanh|relu)$")
         inspect_every: int = Field(default=10, ge=0, description="updates between looks at experts, ranks, conflicts")
@@ -106,8 +101,9 @@ class PPO:
             torch.manual_seed(seed)
             body = Body(spec, config.perception, config.trunk, config.memory)
             own = None if config.share else Body(spec, config.perception, config.trunk, config.memory, state=True)
-            self.policy = PolicyNet(spec, body, config.head, config.head_activation).to(self.device)
-            self.critic = ValueNet(spec, own, own or body, config.head, config.head_activation).to(self.device)
+            head, told = (config.head, config.head_activation), config.advantage_weight > 0
+            self.policy = PolicyNet(spec, body, *head, advantages=told).to(self.device)
+            self.critic = ValueNet(spec, own, own or body, *head).to(self.device)
         self.critic_body = own or body
         self.nets: dict[str, nn.Module] = {"policy": self.policy, "critic": self.critic}
         # What is stepped together: everything, if actor and critic share a body.
@@ -309,6 +305,10 @@ class PPO:
         if name != "critic":
             policies, features = decide(self.policy, batch.scene)
             loss, metrics = self.policy_loss(batch, policies)
+            if self.config.advantage_weight:
+                told = appraise(self.policy, batch.scene, features, batch.action)
+                metrics["advantage"] = (told - batch.columns["advantage"]).square() * batch.columns["living"]
+                loss = loss + self.config.advantage_weight * metrics["advantage"]
         if name != "policy":
             fit, more = self.value_loss(batch, judge(self.critic, batch.scene, features))
             loss, metrics = loss + fit, metrics | more

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mtrl.nn.heads import ActionHead, Distribution, ValueHead, orthogonal_
+from mtrl.nn.heads import ActionHead, AdvantageHead, Distribution, ValueHead, orthogonal_
 from mtrl.nn.perception import Perception, PerceptionConfig, to_tensors
 from mtrl.nn.trunk import Memory, TrunkConfig, make_trunk
 from mtrl.types import Array, Spec
@@ -187,19 +187,23 @@ class Body(nn.Module):
 
 
 class PolicyNet(nn.Module):
-    """A body and one action head per group (of every task, if the trunk asks for it)."""
+    """A body and one action head per group (of every task, if the trunk asks for it).
 
-    def __init__(self, spec: Spec, body: Body, hidden: tuple[int, ...], activation: str) -> None:
+    ``advantages``: also heads that tell what actions are worth, for ``appraise`` alone; nothing is decided by them.
+    """
+
+    def __init__(
+        self, spec: Spec, body: Body, hidden: tuple[int, ...], activation: str, *, advantages: bool = False
+    ) -> None:
         super().__init__()
         self.body = body
-        self.heads = nn.ModuleDict(
-            {
-                group.name: ActionHead(group, body.out, hidden, per_task=body.per_task, activation=activation)
-                for group in spec.groups
-            }
-        )
+        common: dict[str, Any] = {"per_task": body.per_task, "activation": activation}
+        self.heads = nn.ModuleDict({g.name: ActionHead(g, body.out, hidden, **common) for g in spec.groups})
+        self.advantages = nn.ModuleDict()
+        if advantages:
+            self.advantages.update({g.name: AdvantageHead(g, body.out, hidden, **common) for g in spec.groups})
         orthogonal_(self, 2**0.5)
-        for head in self.heads.values():
+        for head in (*self.heads.values(), *self.advantages.values()):
             orthogonal_(cast(ActionHead, head).net.layers[-1], 0.01)  # a nearly uniform policy at the start
 
     def forward(
@@ -270,6 +274,22 @@ def judge(critic: ValueNet, scene: Scene, features: Tensor | None = None) -> Ten
     assert features is not None, "a critic without a body needs the policy's features"
     value = critic(features, scene.unique)
     return value if scene.folded is None else value[0][scene.folded.place]
+
+
+def appraise(policy: PolicyNet, scene: Scene, features: Tensor, action: Mapping[str, Tensor]) -> Tensor:
+    """What the policy's advantage heads say of ``action[g]`` [t, n_g] or [t, n_g, a], [t, n]; ``features``: from
+    ``decide``."""
+    places = scene.unique.spans()
+    found: list[Tensor] = []
+    for group, span in scene.rows.spans().items():
+        own, taken = places[group], action[group].flatten(0, 1)
+        if scene.folded is None:
+            place = torch.arange(len(taken), device=taken.device)
+        else:
+            place = scene.folded.place[:, span].flatten() - own.start
+        part, task = features[:, own].flatten(0, 1), scene.unique.task[:, own].flatten()
+        found.append(policy.advantages[group](part, task, place, taken).view(action[group].shape[:2]))
+    return torch.cat(found, 1)
 
 
 def evaluate(

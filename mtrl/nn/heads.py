@@ -1,4 +1,4 @@
-"""Heads: layers with one set of weights per task, action distributions per group, values per task."""
+"""Heads: layers with one set of weights per task, action distributions and advantages per group, values per task."""
 
 from __future__ import annotations
 
@@ -191,10 +191,7 @@ class ActionHead(nn.Module):
         out = int(group.action.n) if isinstance(group.action, Discrete) else int(np.prod(group.action.shape))
         heads = len(group.tasks) if per_task else 1
         self.net = TaskMLP(heads, (inner, *hidden, out), activation)
-        local = torch.zeros(max(group.tasks) + 1, dtype=torch.int64)
-        if per_task:
-            local[list(group.tasks)] = torch.arange(heads)
-        self.register_buffer("local", local, persistent=False)
+        self.register_buffer("local", _local(group, per_task), persistent=False)
         if not isinstance(group.action, Discrete):
             self.log_std = nn.Parameter(torch.zeros(heads, out))
             self.register_buffer("low", torch.as_tensor(group.action.low, dtype=torch.float32), persistent=False)
@@ -226,6 +223,43 @@ class ValueHead(nn.Module):
     def forward(self, features: Tensor, task: Tensor) -> Tensor:
         """Features [n, inner], task ids [n] -> values [n]."""
         return self.net(features, task if self.per_task else torch.zeros_like(task))[:, 0]
+
+
+class AdvantageHead(nn.Module):
+    """How much better than usual an action of one group is; arguments as for ``ActionHead``.
+
+    The features say it of all Discrete actions at once; a Box action, in units where the bounds are -1 and 1, is read
+    beside them.
+    """
+
+    local: Tensor
+
+    def __init__(
+        self, group: Group, inner: int, hidden: tuple[int, ...] = (), *, per_task: bool, activation: str = "tanh"
+    ) -> None:
+        super().__init__()
+        if isinstance(group.action, Discrete):
+            self.read, out = 0, int(group.action.n)
+        else:
+            self.read, out = int(np.prod(group.action.shape)), 1
+        self.net = TaskMLP(len(group.tasks) if per_task else 1, (inner + self.read, *hidden, out), activation)
+        self.register_buffer("local", _local(group, per_task), persistent=False)
+
+    def forward(self, features: Tensor, task: Tensor, place: Tensor, action: Tensor) -> Tensor:
+        """Features [u, inner] and global task ids [u]; for n actions, [n] or [n, a], the rows [n] of features that they
+        were taken at -> [n]."""
+        head = self.local[task]
+        if self.read:
+            return self.net(torch.cat((features[place], action.clamp(-1, 1)), 1), head[place])[:, 0]
+        return self.net(features, head)[place, action]
+
+
+def _local(group: Group, per_task: bool) -> Tensor:
+    """The set of weights of every task id."""
+    local = torch.zeros(max(group.tasks) + 1, dtype=torch.int64)
+    if per_task:
+        local[list(group.tasks)] = torch.arange(len(group.tasks))
+    return local
 
 
 def orthogonal_(module: nn.Module, gain: float) -> None:

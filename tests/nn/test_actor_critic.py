@@ -9,7 +9,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from mtrl.nn import actor_critic
-from mtrl.nn.actor_critic import Body, PolicyNet, Rows, ValueNet, evaluate, fold, label
+from mtrl.nn.actor_critic import Body, PolicyNet, Rows, Scene, ValueNet, appraise, decide, evaluate, fold, label
 from mtrl.nn.perception import PerceptionConfig
 from mtrl.nn.trunk import TrunkConfig
 from mtrl.types import Group, Spec, TaskInfo
@@ -45,11 +45,11 @@ def make_rows(t: int = 8, views: int = 20) -> Rows:
     return Rows({"arm": {"vector": arm}, "grid": grid}, task, torch.zeros(t, 80, dtype=torch.bool))
 
 
-def make_nets(memory: int = 0) -> tuple[PolicyNet, ValueNet]:
+def make_nets(memory: int = 0, *, advantages: bool = False) -> tuple[PolicyNet, ValueNet]:
     torch.manual_seed(0)
     perception, trunk = PerceptionConfig(width=16, channels=(4, 8)), TrunkConfig(kind="multi_head", widths=(12,))
     body, own = (Body(SPEC, perception, trunk, memory) for _ in range(2))
-    return PolicyNet(SPEC, body, (8,), "tanh"), ValueNet(SPEC, own, own, (8,), "tanh")
+    return PolicyNet(SPEC, body, (8,), "tanh", advantages=advantages), ValueNet(SPEC, own, own, (8,), "tanh")
 
 
 def test_every_row_finds_itself_among_fewer() -> None:
@@ -130,3 +130,29 @@ def test_folding_changes_neither_outputs_nor_gradients(monkeypatch: pytest.Monke
     for one, two in zip(folded, run(), strict=True):
         for a, b in zip(one, two, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_folded_rows_give_the_same_advantages_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _ = make_nets(advantages=True)
+    rows = make_rows()
+    action = {"arm": torch.rand(8, 40, 2), "grid": torch.randint(5, (8, 40))}
+    answers = []
+    for folds in (True, False):
+        if not folds:
+            monkeypatch.setattr(actor_critic, "fold", lambda rows: None)
+        scene = Scene.of(rows, {})
+        assert (scene.folded is not None) == folds
+        _, features = decide(policy, scene)
+        told = appraise(policy, scene, features, action)
+        assert told.shape == (8, 80)
+        told.square().mean().backward()
+        answers.append([told.detach(), *(p.grad for p in policy.parameters() if p.grad is not None)])
+        policy.zero_grad()
+    assert len(answers[0]) == len(answers[1]) > len(list(policy.advantages.parameters()))
+    for a, b in zip(*answers, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_networks_without_advantages_are_those_of_before() -> None:
+    (plain, _), (more, _) = make_nets(), make_nets(advantages=True)
+    assert {name for name in more.state_dict() if not name.startswith("advantages.")} == set(plain.state_dict())

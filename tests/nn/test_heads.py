@@ -9,7 +9,16 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from mtrl.nn.heads import ActionHead, Categorical, Gaussian, TaskLinear, TaskMLP, ValueHead, orthogonal_
+from mtrl.nn.heads import (
+    ActionHead,
+    AdvantageHead,
+    Categorical,
+    Gaussian,
+    TaskLinear,
+    TaskMLP,
+    ValueHead,
+    orthogonal_,
+)
 from mtrl.types import Group
 
 TASKS = {
@@ -115,6 +124,27 @@ def test_heads_use_the_groups_own_task_numbers() -> None:
     torch.testing.assert_close(head(x, task).log_probs, expected)  # type: ignore[union-attr]
     same = shared(x, task).log_probs  # type: ignore[union-attr]
     torch.testing.assert_close(same[0], same[1])
+
+
+def test_advantages_of_discrete_actions_are_read_off_by_action() -> None:
+    head = AdvantageHead(Group("g", {}, Discrete(3), (3, 5)), 4, per_task=True)
+    layer: Any = head.net.layers[0]
+    x, place, action = torch.randn(2, 4), torch.tensor([1, 0, 1]), torch.tensor([2, 0, 1])
+    table = torch.stack([x[0] @ layer.weight[1] + layer.bias[1], x[1] @ layer.weight[0] + layer.bias[0]])
+    found = head(x, torch.tensor([5, 3]), place, action)
+    torch.testing.assert_close(found, torch.stack([table[1, 2], table[0, 0], table[1, 1]]))
+
+
+def test_an_advantage_reads_the_action_that_the_environment_executes() -> None:
+    bounds: Any = Box(-3, 3, (2,), np.float32)
+    head = AdvantageHead(Group("g", {}, bounds, (0, 1)), 4, (5,), per_task=True)
+    x, task, place = torch.randn(2, 4), torch.tensor([1, 0]), torch.tensor([0, 0, 1, 1])
+    action = torch.tensor([[0.5, 1.0], [0.5, 7.0], [0.5, 1.0], [-0.5, 1.0]])
+    found = head(x, task, place, action)
+    assert found[0] == found[1], "what lies outside is clipped"
+    assert len(found.unique()) == 3
+    expected = head.net(torch.cat([x[place[2:]], action[2:]], 1), torch.tensor([0, 0]))[:, 0]
+    torch.testing.assert_close(found[2:], expected)
 
 
 def test_values_are_one_number_per_row() -> None:
