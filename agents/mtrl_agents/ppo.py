@@ -5,10 +5,10 @@ and the details collected by Huang et al. 2022 (https://iclr-blog-track.github.i
 What several tasks add follows the multi-task PPO of MOORE (https://arxiv.org/abs/2311.11385): a head per task,
 advantages normalised per task, separate networks for actor and critic; value targets are normalised per task as in
 MAPPO (https://arxiv.org/abs/2103.01955), whose critic also reads a team's global state. Every task has an equal share
-in every loss. ``advantage_weight`` makes the actor's features tell the advantage of the action taken, as in DAAC
-(https://arxiv.org/abs/2102.10330): so a memory learns what to keep from a choice's outcome. Advantages are computed in
-float64. Box actions: a diagonal Gaussian in units where the bounds are -1 and 1; the sample is clipped and rescaled for
-the environment, its log-probability is that of the unclipped sample.
+in every loss. ``action_value_weight``: the actor's features must tell the return after the action taken (values in PPG,
+arXiv 2009.04416, advantages in DAAC, 2102.10330), so that a memory learns what to keep while the policy can but guess.
+Advantages are computed in float64. Box actions: a diagonal Gaussian in units where the bounds are -1 and 1; the sample
+is clipped and rescaled for the environment, its log-probability is that of the unclipped sample.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class PPO:
         value_clip: float | None = Field(default=None, gt=0, description="of the normalised value's change; None: off")
         entropy: float = Field(default=0.01, ge=0, description="weight of the entropy bonus")
         value_weight: float = Field(default=0.5, gt=0, description="weight of the value loss")
-        advantage_weight: float = Field(default=0.0, ge=0, description="of the features' advantage loss (DAAC: 0.25)")
+        action_value_weight: float = Field(
+            default=0.0, ge=0, description="of the actor's loss on returns of its actions"
+        )
         max_grad_norm: float | None = Field(default=0.5, gt=0, description="of actor and critic, or of both if shared")
         actor_gradients: Method = Field(default="mean", description="how the tasks' gradients become one")
         critic_gradients: Method = Field(default="mean", description="TOPPO: fairgrad here, pcgrad for the actor")
@@ -101,8 +103,8 @@ class PPO:
             torch.manual_seed(seed)
             body = Body(spec, config.perception, config.trunk, config.memory)
             own = None if config.share else Body(spec, config.perception, config.trunk, config.memory, state=True)
-            head, told = (config.head, config.head_activation), config.advantage_weight > 0
-            self.policy = PolicyNet(spec, body, *head, advantages=told).to(self.device)
+            head, told = (config.head, config.head_activation), config.action_value_weight > 0
+            self.policy = PolicyNet(spec, body, *head, action_values=told).to(self.device)
             self.critic = ValueNet(spec, own, own or body, *head).to(self.device)
         self.critic_body = own or body
         self.nets: dict[str, nn.Module] = {"policy": self.policy, "critic": self.critic}
@@ -305,10 +307,10 @@ class PPO:
         if name != "critic":
             policies, features = decide(self.policy, batch.scene)
             loss, metrics = self.policy_loss(batch, policies)
-            if self.config.advantage_weight:
-                told = appraise(self.policy, batch.scene, features, batch.action)
-                metrics["advantage"] = (told - batch.columns["advantage"]).square() * batch.columns["living"]
-                loss = loss + self.config.advantage_weight * metrics["advantage"]
+            if weight := self.config.action_value_weight:
+                error = appraise(self.policy, batch.scene, features, batch.action) - batch.columns["target"]
+                metrics["action_value"] = error.square() * batch.columns["living"]
+                loss = loss + weight * metrics["action_value"]
         if name != "policy":
             fit, more = self.value_loss(batch, judge(self.critic, batch.scene, features))
             loss, metrics = loss + fit, metrics | more

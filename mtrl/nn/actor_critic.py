@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mtrl.nn.heads import ActionHead, AdvantageHead, Distribution, ValueHead, orthogonal_
+from mtrl.nn.heads import ActionHead, ActionValueHead, Distribution, ValueHead, orthogonal_
 from mtrl.nn.perception import Perception, PerceptionConfig, to_tensors
 from mtrl.nn.trunk import Memory, TrunkConfig, make_trunk
 from mtrl.types import Array, Spec
@@ -189,21 +189,21 @@ class Body(nn.Module):
 class PolicyNet(nn.Module):
     """A body and one action head per group (of every task, if the trunk asks for it).
 
-    ``advantages``: also heads that tell what actions are worth, for ``appraise`` alone; nothing is decided by them.
+    ``action_values``: also heads that tell what actions are worth, for ``appraise`` alone; nothing is decided by them.
     """
 
     def __init__(
-        self, spec: Spec, body: Body, hidden: tuple[int, ...], activation: str, *, advantages: bool = False
+        self, spec: Spec, body: Body, hidden: tuple[int, ...], activation: str, *, action_values: bool = False
     ) -> None:
         super().__init__()
         self.body = body
         common: dict[str, Any] = {"per_task": body.per_task, "activation": activation}
         self.heads = nn.ModuleDict({g.name: ActionHead(g, body.out, hidden, **common) for g in spec.groups})
-        self.advantages = nn.ModuleDict()
-        if advantages:
-            self.advantages.update({g.name: AdvantageHead(g, body.out, hidden, **common) for g in spec.groups})
+        self.action_values = nn.ModuleDict()
+        if action_values:
+            self.action_values.update({g.name: ActionValueHead(g, body.out, hidden, **common) for g in spec.groups})
         orthogonal_(self, 2**0.5)
-        for head in (*self.heads.values(), *self.advantages.values()):
+        for head in (*self.heads.values(), *self.action_values.values()):
             orthogonal_(cast(ActionHead, head).net.layers[-1], 0.01)  # a nearly uniform policy at the start
 
     def forward(
@@ -277,7 +277,7 @@ def judge(critic: ValueNet, scene: Scene, features: Tensor | None = None) -> Ten
 
 
 def appraise(policy: PolicyNet, scene: Scene, features: Tensor, action: Mapping[str, Tensor]) -> Tensor:
-    """What the policy's advantage heads say of ``action[g]`` [t, n_g] or [t, n_g, a], [t, n]; ``features``: from
+    """What the policy's action values say of ``action[g]`` [t, n_g] or [t, n_g, a], [t, n]; ``features``: from
     ``decide``."""
     places = scene.unique.spans()
     found: list[Tensor] = []
@@ -288,7 +288,7 @@ def appraise(policy: PolicyNet, scene: Scene, features: Tensor, action: Mapping[
         else:
             place = scene.folded.place[:, span].flatten() - own.start
         part, task = features[:, own].flatten(0, 1), scene.unique.task[:, own].flatten()
-        found.append(policy.advantages[group](part, task, place, taken).view(action[group].shape[:2]))
+        found.append(policy.action_values[group](part, task, place, taken).view(action[group].shape[:2]))
     return torch.cat(found, 1)
 
 

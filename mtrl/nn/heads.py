@@ -1,4 +1,4 @@
-"""Heads: layers with one set of weights per task, action distributions and advantages per group, values per task."""
+"""Heads: layers with one set of weights per task, action distributions and action values per group, values per task."""
 
 from __future__ import annotations
 
@@ -225,8 +225,8 @@ class ValueHead(nn.Module):
         return self.net(features, task if self.per_task else torch.zeros_like(task))[:, 0]
 
 
-class AdvantageHead(nn.Module):
-    """How much better than usual an action of one group is; arguments as for ``ActionHead``.
+class ActionValueHead(nn.Module):
+    """What to expect after an action of one group; arguments as for ``ActionHead``.
 
     The features say it of all Discrete actions at once; a Box action, in units where the bounds are -1 and 1, is read
     beside them.

@@ -120,8 +120,8 @@ def test_without_memory_the_cue_is_forgotten() -> None:
     assert Run("mtrl.testing:Probes/memory").train(20).greedy(200)["memory"] < 0.7
 
 
-def advantages_told(run: Run) -> float:
-    """The share of the advantages' variance in a full rollout that the actor's features tell."""
+def returns_told(run: Run) -> float:
+    """The share of the returns' variance in a full rollout that the actor's features tell."""
     while not run.agent.rollout.full:
         run.step()
     items, _ = run.agent._prepare()
@@ -129,18 +129,18 @@ def advantages_told(run: Run) -> float:
     with torch.no_grad():
         _, features = decide(run.agent.policy, batch.scene)
         told = appraise(run.agent.policy, batch.scene, features, batch.action)
-    advantage = batch.columns["advantage"]
-    return 1 - float((told - advantage).square().mean() / advantage.var())
+    target = batch.columns["target"]
+    return 1 - float((told - target).square().mean() / target.var())
 
 
 def test_what_a_choice_is_worth_is_learned_while_the_policy_still_guesses() -> None:
-    """Under a policy that is held uniform only the choice has an advantage: one half, up or down, as the cue says."""
-    held: dict[str, Any] = {"chunk": 16, "entropy": 10.0, "lam": 0.0, "advantage_weight": 1.0}
+    """Under a policy that is held uniform only the choice, known with the cue, changes what is to be expected."""
+    held: dict[str, Any] = {"chunk": 16, "entropy": 10.0, "lam": 0.0, "action_value_weight": 1.0}
     run = Run("mtrl.testing:Probes/memory", memory=16, **held).train(40)
     assert run.metrics["losses/entropy"] > 0.99 * np.log(2)
-    assert advantages_told(run) > 0.9
+    assert returns_told(run) > 0.9
     blind = Run("mtrl.testing:Probes/memory", memory=0, **held).train(40)
-    assert advantages_told(blind) < 0.3
+    assert returns_told(blind) < 0.3
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_what_a_choice_is_worth_is_learned_while_the_policy_still_guesses() -> N
     [
         {},
         {"share": True},
-        {"memory": 8, "chunk": 4, "advantage_weight": 0.25},
-        {"trunk": {"kind": "shared"}, "advantage_weight": 0.25},
+        {"memory": 8, "chunk": 4, "action_value_weight": 0.25},
+        {"trunk": {"kind": "shared"}, "action_value_weight": 0.25},
     ],
 )
 def test_a_loaded_agent_continues_bit_for_bit_from_the_middle_of_a_rollout(config: dict[str, Any]) -> None:
@@ -319,7 +319,7 @@ def test_looks_inside_are_logged_now_and_then() -> None:
     assert all(np.isfinite(value) for value in run.metrics.values())
 
 
-@pytest.mark.parametrize("options", [{}, {"memory": 8, "chunk": 4}, {"advantage_weight": 0.25}])
+@pytest.mark.parametrize("options", [{}, {"memory": 8, "chunk": 4}, {"action_value_weight": 0.25}])
 def test_a_minibatch_is_the_sum_of_its_tasks(options: dict[str, Any]) -> None:
     """Rows taken apart by task give the same losses, and in the mean the same gradients."""
     run = Run("mtrl.testing:Probes/everything", copies=2, **{**NET, **options})

@@ -45,11 +45,11 @@ def make_rows(t: int = 8, views: int = 20) -> Rows:
     return Rows({"arm": {"vector": arm}, "grid": grid}, task, torch.zeros(t, 80, dtype=torch.bool))
 
 
-def make_nets(memory: int = 0, *, advantages: bool = False) -> tuple[PolicyNet, ValueNet]:
+def make_nets(memory: int = 0, *, action_values: bool = False) -> tuple[PolicyNet, ValueNet]:
     torch.manual_seed(0)
     perception, trunk = PerceptionConfig(width=16, channels=(4, 8)), TrunkConfig(kind="multi_head", widths=(12,))
     body, own = (Body(SPEC, perception, trunk, memory) for _ in range(2))
-    return PolicyNet(SPEC, body, (8,), "tanh", advantages=advantages), ValueNet(SPEC, own, own, (8,), "tanh")
+    return PolicyNet(SPEC, body, (8,), "tanh", action_values=action_values), ValueNet(SPEC, own, own, (8,), "tanh")
 
 
 def test_every_row_finds_itself_among_fewer() -> None:
@@ -132,8 +132,8 @@ def test_folding_changes_neither_outputs_nor_gradients(monkeypatch: pytest.Monke
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_folded_rows_give_the_same_advantages_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, _ = make_nets(advantages=True)
+def test_folded_rows_give_the_same_action_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _ = make_nets(action_values=True)
     rows = make_rows()
     action = {"arm": torch.rand(8, 40, 2), "grid": torch.randint(5, (8, 40))}
     answers = []
@@ -148,11 +148,11 @@ def test_folded_rows_give_the_same_advantages_and_gradients(monkeypatch: pytest.
         told.square().mean().backward()
         answers.append([told.detach(), *(p.grad for p in policy.parameters() if p.grad is not None)])
         policy.zero_grad()
-    assert len(answers[0]) == len(answers[1]) > len(list(policy.advantages.parameters()))
+    assert len(answers[0]) == len(answers[1]) > len(list(policy.action_values.parameters()))
     for a, b in zip(*answers, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
-def test_networks_without_advantages_are_those_of_before() -> None:
-    (plain, _), (more, _) = make_nets(), make_nets(advantages=True)
-    assert {name for name in more.state_dict() if not name.startswith("advantages.")} == set(plain.state_dict())
+def test_networks_without_action_values_are_those_of_before() -> None:
+    (plain, _), (more, _) = make_nets(), make_nets(action_values=True)
+    assert {name for name in more.state_dict() if not name.startswith("action_values.")} == set(plain.state_dict())

@@ -11,7 +11,7 @@ from gymnasium.spaces import Box, Discrete
 
 from mtrl.nn.heads import (
     ActionHead,
-    AdvantageHead,
+    ActionValueHead,
     Categorical,
     Gaussian,
     TaskLinear,
@@ -126,8 +126,8 @@ def test_heads_use_the_groups_own_task_numbers() -> None:
     torch.testing.assert_close(same[0], same[1])
 
 
-def test_advantages_of_discrete_actions_are_read_off_by_action() -> None:
-    head = AdvantageHead(Group("g", {}, Discrete(3), (3, 5)), 4, per_task=True)
+def test_values_of_discrete_actions_are_read_off_by_action() -> None:
+    head = ActionValueHead(Group("g", {}, Discrete(3), (3, 5)), 4, per_task=True)
     layer: Any = head.net.layers[0]
     x, place, action = torch.randn(2, 4), torch.tensor([1, 0, 1]), torch.tensor([2, 0, 1])
     table = torch.stack([x[0] @ layer.weight[1] + layer.bias[1], x[1] @ layer.weight[0] + layer.bias[0]])
@@ -135,9 +135,9 @@ def test_advantages_of_discrete_actions_are_read_off_by_action() -> None:
     torch.testing.assert_close(found, torch.stack([table[1, 2], table[0, 0], table[1, 1]]))
 
 
-def test_an_advantage_reads_the_action_that_the_environment_executes() -> None:
+def test_an_action_value_reads_the_action_that_the_environment_executes() -> None:
     bounds: Any = Box(-3, 3, (2,), np.float32)
-    head = AdvantageHead(Group("g", {}, bounds, (0, 1)), 4, (5,), per_task=True)
+    head = ActionValueHead(Group("g", {}, bounds, (0, 1)), 4, (5,), per_task=True)
     x, task, place = torch.randn(2, 4), torch.tensor([1, 0]), torch.tensor([0, 0, 1, 1])
     action = torch.tensor([[0.5, 1.0], [0.5, 7.0], [0.5, 1.0], [-0.5, 1.0]])
     found = head(x, task, place, action)
