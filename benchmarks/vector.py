@@ -196,30 +196,34 @@ def report(result: dict[str, Any]) -> None:
             print(f"{name} {what}")
 
 
-def scaling(suite: str, copies: Sequence[int]) -> dict[str, Any]:
-    """Speed and memory per row as rows are added: ``copies`` of each task, two workers."""
-    tasks = registry.tasks(suite)
-    found = []
-    for number in copies:
-        start = time.perf_counter()
-        with contextlib.closing(MultiTaskVectorEnv(tasks, number, workers=2)) as envs:
+def scaling(suite: str, copies: Sequence[int], rounds: int) -> dict[str, Any]:
+    """Speed, memory and start-up as rows are added: ``copies`` of each task, two workers each, all taking turns."""
+    tasks, found = registry.tasks(suite), []
+    with contextlib.ExitStack() as stack:
+        alive = []
+        for number in copies:
+            start, before = time.perf_counter(), resident()
+            envs = stack.enter_context(contextlib.closing(MultiTaskVectorEnv(tasks, number, workers=2)))
             envs.reset(seed=0)
-            started = time.perf_counter() - start
+            told = {"rows": envs.num_envs, "start_seconds": time.perf_counter() - start}
             envs.action_space.seed(0)
-            actions = [envs.action_space.sample() for _ in range(64)]
-            speeds = []
-            for _ in range(5):
-                start, count = time.perf_counter(), max(20, 4000 // envs.num_envs)
+            alive.append((envs, [envs.action_space.sample() for _ in range(64)]))
+            found.append({**told, "megabytes": resident() - before, "speeds": [], "cpu": 0.0})
+        for _ in range(rounds):
+            for (envs, actions), row in zip(alive, found, strict=True):
+                count, before, start = max(20, 4000 // envs.num_envs), cpu_seconds(), time.perf_counter()
                 for step in range(count):
                     envs.step_async(actions[step % 64])
                     envs.step_wait(Decision(actions[step % 64], {}))
-                speeds.append(count * envs.num_envs / (time.perf_counter() - start))
-            megabytes = resident()
-        speed = statistics.median(speeds)
-        found.append({"rows": envs.num_envs, "speed": speed, "megabytes": megabytes, "start_seconds": started})
+                row["speeds"].append(count * envs.num_envs / (time.perf_counter() - start))
+                row["cpu"] += (cpu_seconds() - before) / (rounds * count * envs.num_envs) * 1e6
+    for row in found:
+        ratios = [a / b for a, b in zip(row["speeds"], found[0]["speeds"], strict=True)]
+        row["ratio"] = statistics.median(ratios)
         print(
-            f"{suite}: {envs.num_envs:4d} rows  {speed:8.0f} environment steps/s  {megabytes:6.0f} MB in all, "
-            f"first observation after {started:.1f} s"
+            f"{suite}: {row['rows']:4d} rows  {statistics.median(row['speeds']):8.0f} environment steps/s "
+            f"({row['ratio']:.2f} x the first)  {row['cpu']:5.0f} CPU us  {row['megabytes']:6.0f} MB, "
+            f"first observation after {row['start_seconds']:.1f} s"
         )
     added = found[-1]["rows"] - found[0]["rows"]
     print(f"{(found[-1]['megabytes'] - found[0]['megabytes']) / max(added, 1):.1f} MB per added row")
@@ -247,7 +251,7 @@ def main() -> None:
     results = []
     for suite in args.suites:
         if args.scaling:
-            results.append(scaling(suite, args.copies))
+            results.append(scaling(suite, args.copies, args.rounds))
         else:
             results.append(compare(suite, args.rounds, args.steps))
             report(results[-1])

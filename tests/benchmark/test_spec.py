@@ -122,7 +122,7 @@ def moore_arm(label: str, stem: str) -> tuple[str, list[str]]:
     preset = "paper" if label.endswith("paper") else "matched" if label.startswith(("single", "multi")) else "standard"
     changes = {
         "moe": ["agent.trunk.kind=moe"],
-        "moore memory": ["agent.memory=128", "agent.epochs=8"],
+        "moore memory": ["agent.memory=128", "agent.chunk=50", "agent.epochs=8", "agent.action_value_weight=0.5"],
         "single-task": channels,
         "multi_head": channels,
     }.get(label, [])
