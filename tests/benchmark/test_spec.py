@@ -119,10 +119,12 @@ def test_an_agent_may_run_on_some_suites_only() -> None:
 def moore_arm(label: str, stem: str) -> tuple[str, list[str]]:
     """The file in configs/moore, and what it says about its own variants, that an arm of a campaign must equal."""
     channels = ["agent.perception.channels=[16,32,64]"]
+    memory = ["agent.memory=128", "agent.chunk=50", "agent.epochs=8", "agent.action_value_weight=0.5"]
     preset = "paper" if label.endswith("paper") else "matched" if label.startswith(("single", "multi")) else "standard"
     changes = {
         "moe": ["agent.trunk.kind=moe"],
-        "moore memory": ["agent.memory=128", "agent.chunk=50", "agent.epochs=8", "agent.action_value_weight=0.5"],
+        "moore memory": memory,
+        "multi_head memory": [*channels, *memory],
         "single-task": channels,
         "multi_head": channels,
     }.get(label, [])
