@@ -60,9 +60,7 @@ class PPO:
         value_clip: float | None = Field(default=None, gt=0, description="of the normalised value's change; None: off")
         entropy: float = Field(default=0.01, ge=0, description="weight of the entropy bonus")
         value_weight: float = Field(default=0.5, gt=0, description="weight of the value loss")
-        action_value_weight: float = Field(
-            default=0.0, ge=0, description="of the actor's loss on returns of its actions"
-        )
+        action_value_weight: float = Field(default=0.0, ge=0, description="of the actor's loss on its actions' returns")
         max_grad_norm: float | None = Field(default=0.5, gt=0, description="of actor and critic, or of both if shared")
         actor_gradients: Method = Field(default="mean", description="how the tasks' gradients become one")
         critic_gradients: Method = Field(default="mean", description="TOPPO: fairgrad here, pcgrad for the actor")
