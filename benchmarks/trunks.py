@@ -2,6 +2,7 @@
 
     python benchmarks/trunks.py update --threads 1
     python benchmarks/trunks.py gradients --rounds 9 --out results/moore/gradients.json
+    python benchmarks/trunks.py update --device cuda --rounds 50
 
 ``update``: critics and actor of SAC with MOORE's MetaWorld networks at MT10's size (K = 4 experts of 3x400, 128 rows of
 each of 10 tasks), random data. "loop" is the shape of the published code, written here: a Python loop over experts on a
@@ -35,6 +36,9 @@ from mtrl.nn.losses import squashed_sample
 from mtrl.nn.trunk import TrunkConfig, make_trunk
 
 TASKS, ROWS, OBS, ACTION, EXPERTS, WIDTHS = 10, 128, 39, 4, 4, (400, 400, 400)
+
+
+DEVICE = torch.device("cpu")
 
 
 class Net(nn.Module):
@@ -101,14 +105,14 @@ class Update:
         return [net(joined, self.task)[:, 0] for net in nets]
 
     def __call__(self) -> None:
-        with matmul(self.route):
+        with matmul(self.route, DEVICE):
             with torch.no_grad():
                 action, log_prob = self._act(self.next)
                 target = self.reward + 0.99 * (torch.minimum(*self._values(self.targets, self.next, action)) - log_prob)
             loss = sum((value - target).square().mean() for value in self._values(self.critics, self.obs, self.action))
             self._descend(1, loss)  # type: ignore[arg-type]
         self.critics.requires_grad_(False)
-        with matmul(self.route):
+        with matmul(self.route, DEVICE):
             action, log_prob = self._act(self.obs)
             self._descend(0, (log_prob - torch.minimum(*self._values(self.critics, self.obs, action))).mean())
         self.critics.requires_grad_(True)
@@ -184,6 +188,8 @@ def measure(contestants: dict[str, Callable[[], Any]], rounds: int, clock: Calla
         for name, run in contestants.items():
             start = clock()
             run()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
             if turn:  # the first round warms up
                 times[name].append((clock() - start) * 1e3)
     first = next(iter(times.values()))
@@ -201,17 +207,23 @@ def main() -> None:
     parser.add_argument("which", choices=("update", "gradients"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--cpu-time", action="store_true", help="count CPU time: with one thread on a busy machine")
     parser.add_argument("--compile", action="store_true", help="update: also try torch.compile")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    global DEVICE
+    DEVICE = torch.device(args.device)
+    torch.set_default_device(DEVICE)
     contestants = updates(args.compile) if args.which == "update" else gradients()
     found = measure(contestants, args.rounds, time.process_time if args.cpu_time else time.perf_counter)
     for name, own in found.items():
         print(f"{name:<28} {own['ms']:>9.1f} ms   {own['ratio']:.2f} x {next(iter(found))}")
     if args.out:
         machine = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__}
+        if DEVICE.type == "cuda":
+            machine["gpu"] = torch.cuda.get_device_name()
         result = {
             "which": args.which,
             "threads": args.threads,

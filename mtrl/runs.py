@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,21 @@ def device_of(config: RunConfig) -> str:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for, but torch finds no CUDA device; use auto or cpu")
     return config.device
+
+
+def reproducible(device: str) -> None:
+    """Make torch compute the same bits in every run on ``device``; call it before anything is computed there.
+
+    A CPU's kernels do so by themselves (for one number of threads). On CUDA, sums by atomics are replaced by ordered
+    ones and cuBLAS gets a workspace of fixed size (https://docs.pytorch.org/docs/stable/notes/randomness.html); an
+    operation that has no ordered form warns and names itself.
+    """
+    if device == "cuda":
+        import torch
+
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # made at run time
 
 
 def make_agent(config: RunConfig, spec: Spec) -> Agent:

@@ -62,6 +62,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             checkpoint stays.
     """
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    runs.reproducible(runs.device_of(config))
     mix = registry.mix(config.suite)
     tasks, spec = mix.tasks, make_spec(mix.tasks)
     agent = runs.make_agent(config, spec)

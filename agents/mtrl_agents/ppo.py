@@ -314,7 +314,7 @@ class PPO:
             loss, metrics = loss + fit, metrics | more
         valid = batch.columns["valid"].flatten()
         with torch.no_grad():
-            means = {key: float(x.flatten().masked_fill(~valid, 0.0) @ batch.weight) for key, x in metrics.items()}
+            means = {key: float((x.flatten() * batch.weight)[valid].sum()) for key, x in metrics.items()}
         return loss.flatten().masked_fill(~valid, 0.0), means
 
     def _step(self, batch: Minibatch, names: Sequence[str], *, look: bool = False) -> dict[str, float]:

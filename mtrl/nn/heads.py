@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import MutableMapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from mtrl.nn.experts import ExpertConv, ExpertLinear
 from mtrl.nn.perception import ACTIVATIONS
@@ -28,6 +30,19 @@ class TaskRows(NamedTuple):
     @classmethod
     def of(cls, task: Tensor, num_tasks: int) -> TaskRows:
         """Sort ``task`` [n] int64 (ids below ``num_tasks``), stably."""
+        if task.device.type == "cpu":
+            return cls._sort(task, num_tasks)
+        # Reading a GPU's tensor waits for all that the GPU was asked to do: once per tensor, however many layers ask.
+        seen = (task._version, num_tasks)
+        if task not in _SORTED or _SORTED[task][0] != seen:
+            order, back, counts = cls._sort(task.cpu(), num_tasks)
+            if order is not None and back is not None:
+                order, back = order.to(task.device), back.to(task.device)
+            _SORTED[task] = seen, cls(order, back, counts)
+        return _SORTED[task][1]
+
+    @classmethod
+    def _sort(cls, task: Tensor, num_tasks: int) -> TaskRows:
         counts = tuple(torch.bincount(task, minlength=num_tasks).tolist())
         if len(counts) > num_tasks:
             raise IndexError(f"task id {len(counts) - 1} is out of range: the layer has {num_tasks} tasks")
@@ -35,8 +50,11 @@ class TaskRows(NamedTuple):
             return cls(None, None, counts)
         order = torch.argsort(task, stable=True)
         back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
+        back[order] = torch.arange(len(order))
         return cls(order, back, counts)
+
+
+_SORTED: MutableMapping[Tensor, tuple[tuple[int, int], TaskRows]] = WeakTensorKeyDictionary()
 
 
 class TaskLinear(nn.Module):
@@ -75,7 +93,10 @@ def task_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: tuple[int, ...]
 
 
 class TaskMLP(nn.Module):
-    """An MLP per task; rows are sorted once for all layers. The last layer is linear."""
+    """An MLP per task; rows are sorted once for all layers. The last layer is linear.
+
+    The result is at least float32, also where autocast multiplies in bfloat16: it is summed, exponentiated and stored.
+    """
 
     def __init__(self, num_tasks: int, sizes: tuple[int, ...], activation: str = "tanh") -> None:
         super().__init__()
@@ -90,6 +111,7 @@ class TaskMLP(nn.Module):
             x = x[rows.order]
         for i, layer in enumerate(self.layers):
             x = layer.sorted(self.activation(x) if i else x, rows.counts)  # type: ignore[operator]
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         return x if rows.back is None else x[rows.back]
 
 

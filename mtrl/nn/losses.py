@@ -38,5 +38,6 @@ def project(probs: Tensor, atoms: Tensor, support: Tensor) -> Tensor:
 
 def task_weights(task: Tensor, valid: Tensor, num_tasks: int) -> Tensor:
     """Weights of rows [...] that sum to 1 and give an equal share to each task that has valid rows; 0 elsewhere."""
-    count = torch.bincount(task.flatten(), valid.flatten().float(), minlength=num_tasks)
+    valid = valid.float()
+    count = valid.new_zeros(num_tasks).index_add_(0, task.flatten(), valid.flatten())
     return valid / (count[task].clamp(min=1) * (count > 0).sum())

@@ -33,6 +33,7 @@ def check_agent(
     groups: Sequence[str] = GROUPS,
     steps: int = 40,
     copies: int = 2,
+    device: str = "cpu",
 ) -> Report:
     """Let an agent learn on probe tasks in this process and check all that it returns and keeps.
 
@@ -45,11 +46,12 @@ def check_agent(
         groups: of ``mtrl.testing.Probes``. A group that the agent refuses with a ``ValueError`` is a note.
         steps: vector steps per group.
         copies: environments per task.
+        device: of the agent; for ``cuda`` call ``mtrl.runs.reproducible`` first, or equal seeds give unequal bits.
     """
     findings: list[Finding] = []
     refused = 0
     for name in groups:
-        check = _AgentCheck(agent_class, dict(options or {}), f"probe/{name}", Probes().tasks(name), copies)
+        check = _AgentCheck(agent_class, dict(options or {}), f"probe/{name}", Probes().tasks(name), copies, device)
         findings += check.run(steps)
         refused += check.refused
     if refused == len(groups):
@@ -66,10 +68,10 @@ class _AgentCheck:
     """One agent on one group of probes. Every kind of finding is reported once."""
 
     def __init__(
-        self, agent_class: Any, options: dict[str, Any], name: str, tasks: Sequence[Task], copies: int
+        self, agent_class: Any, options: dict[str, Any], name: str, tasks: Sequence[Task], copies: int, device: str
     ) -> None:
         self._class, self._options, self._name = agent_class, options, name
-        self._tasks, self._copies = tasks, copies
+        self._tasks, self._copies, self._device = tasks, copies, device
         self._findings: dict[str, Finding] = {}
         self.refused = False
 
@@ -122,7 +124,7 @@ class _AgentCheck:
 
     def _make(self, spec: Spec, layout: Layout, seed: int) -> tuple[Agent, Any]:
         with self._calling("the constructor", refusal=True):
-            agent = self._class(spec, self._class.Config(**self._options), seed=seed, device="cpu")
+            agent = self._class(spec, self._class.Config(**self._options), seed=seed, device=self._device)
         if not isinstance(getattr(agent, "recurrent", None), bool):
             fix = "set recurrent = False, or True if actors carry memory from step to step"
             self._error("recurrent", "the agent does not say whether it is recurrent", fix)

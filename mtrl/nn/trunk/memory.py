@@ -41,7 +41,8 @@ class Memory(nn.Module):
 
     def read(self, features: Tensor) -> Tensor:
         """Features [..., width], normalised -> what ``forward`` takes in of each row, [..., 3 * gru + peaks]."""
-        return self.input(features)
+        read = self.input(features)
+        return read.to(torch.promote_types(read.dtype, torch.float32))  # under autocast, too: rounding would add up
 
     def forward(self, read: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """From ``read`` [t, n, ...], first [t, n] bool, state [n, out] -> outputs [t, n, out], last state [n, out].
