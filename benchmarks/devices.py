@@ -32,7 +32,7 @@ def speed(config: Path, settings: list[str], seconds: float) -> float:
     Raises:
         RuntimeError: it failed, or too little was recorded in that time.
     """
-    short = ["eval.every=null", "eval.episodes=1", "checkpoint.every=1000000000", "log.every=1000", "log.wandb=off"]
+    short = ["eval.every=null", "eval.episodes=1", "checkpoint.every=1000000000", "log.every=500", "log.wandb=off"]
     if load_config(config).agent["kind"] == "sac":
         short.append("agent.warmup=200")
     with tempfile.TemporaryDirectory() as folder:
