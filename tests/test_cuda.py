@@ -17,6 +17,7 @@ import mtrl
 from mtrl import registry, runs
 from mtrl.config import RunConfig, parse_config
 from mtrl.nn.aggregation import Aggregator, Method
+from mtrl.nn.balancers import BalancerName
 from mtrl.nn.heads import TaskMLP, TaskRows
 from mtrl.nn.linear import Route
 from mtrl.nn.orthogonal import orthonormal_mixture
@@ -138,12 +139,16 @@ AGENTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         {"warmup": 4, "batch_size": 4, "capacity": 100, "critic": "categorical", "reward_scale": "max_return"},
         ("continuous",),
     ),
-    ("sac", {"warmup": 4, "batch_size": 4, "capacity": 100, "critic_balance": "famo"}, ("continuous",)),
+    *(
+        ("sac", {"warmup": 4, "batch_size": 4, "capacity": 100, "critic_balance": balance}, ("continuous",))
+        for balance in get_args(BalancerName)
+    ),
     ("sb3-ppo", {"n_steps": 8, "batch_size": 8, "n_epochs": 1}, ("masked",)),
     ("sb3-sac", {"learning_starts": 4, "batch_size": 4, "buffer_size": 100}, ("continuous",)),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:You are trying to run PPO on the GPU")  # SB3's own advice
 @pytest.mark.parametrize(("name", "options", "groups"), AGENTS)
 def test_agents_keep_the_contract(name: str, options: dict[str, Any], groups: tuple[str, ...]) -> None:
     """Also that a resumed agent goes on bit for bit."""

@@ -61,6 +61,11 @@ class Entry:
         """The headline."""
         return self.estimates["IQM"]
 
+    @property
+    def iqm_of_runs(self) -> float:
+        """Tasks averaged first, then an IQM over runs: what papers on few tasks often report (MOORE's replication)."""
+        return float(stats.iqm(self.scores.mean(1, keepdims=True)))
+
     @cached_property
     def core_hours(self) -> float | None:
         """Of one run, on average."""

@@ -36,7 +36,8 @@ from mtrl.files import write_text
 
 ROWS, RUNS, SETTINGS, README = "rows.jsonl", "runs.jsonl", "settings.yaml", "README.md"
 LEVELS = (0.5, 0.7, 0.8, 0.9)
-_FREE = ("seed", "log", "checkpoint", "workers", "patience")  # fields of a run that its results do not depend on
+# Fields of a run that its results do not depend on; on the device only as on the machine, by rounding.
+_FREE = ("seed", "log", "checkpoint", "workers", "patience", "device")
 _SHOWN = 4  # evaluations in a table
 Settings = dict[str, dict[str, Any]]
 """``AGENT on SUITE`` (``, TASK alone``) -> fields of a run."""
@@ -194,7 +195,8 @@ def _readme(store: Store, command: str) -> tuple[str, dict[str, str]]:
         counts[run.status] = counts.get(run.status, 0) + 1
     parts += ["Runs: " + ", ".join(f"{count} {status}" for status, count in counts.items()) + "."]
     parts += [
-        "Score: 0 is a random policy, 1 the reference; IQM over runs x tasks, 95 % stratified bootstrap intervals."
+        "Score: 0 is a random policy, 1 the reference; IQM over runs x tasks, 95 % stratified bootstrap intervals. "
+        "IQM of runs: tasks averaged first, as some papers do."
     ]
     parts += ["", f"Command: `{command}`"] if command else []
     plots: dict[str, str] = {}

@@ -74,7 +74,7 @@ class Spec(Strict):
     solved: float = Field(default=0.9, description="mean score over the tasks of a suite that counts as solved")
     seeds: tuple[int, ...] = Field(min_length=1, description="run seeds; a number n means 0 .. n-1")
     threads: PositiveInt = Field(default=1, description="torch threads of each run, fixed: results depend on them")
-    run: dict[str, Any] = Field(default_factory=dict, description="fields that all runs share")
+    run: dict[str, Any] = Field(default_factory=dict, description="fields that all runs share; device: cpu by default")
     suites: dict[str, dict[str, Any]] = Field(min_length=1, description="suite -> fields that differ there")
     agents: dict[str, dict[str, Any]] = Field(min_length=1, description="label -> fields that differ for this agent")
     sweep: Sweep | None = Field(default=None, description="only for mtrl sweep")
@@ -298,7 +298,8 @@ def _own_suite(mix: str, task: str) -> str:
 
 
 def _config(spec: Spec, agent: str, suite: str, seed: int) -> RunConfig:
-    defaults = {"workers": 0, "log": {"terminal": False, "group": spec.name, "tags": [agent, suite]}}
+    # Not auto: a table must not depend on whether there is a GPU, nor may all runs at once crowd onto it.
+    defaults = {"device": "cpu", "workers": 0, "log": {"terminal": False, "group": spec.name, "tags": [agent, suite]}}
     fixed = {"suite": suite, "seed": seed, "threads": spec.threads}
     own = {key: value for key, value in spec.agents[agent].items() if key not in ARM}
     parts: Sequence[Mapping[str, Any]] = [defaults, spec.run, spec.suites[suite], own, fixed]

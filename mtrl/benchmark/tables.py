@@ -11,7 +11,10 @@ from rich.text import Text
 from mtrl.benchmark.analysis import Analysis, Entry, SuiteResult
 from mtrl.benchmark.stats import Estimate
 
-HEAD = ("agent", "seeds", "IQM", "95 % interval", "median", "mean", "gap", "success", "core-hours", "a core-hour buys")
+HEAD = (
+    "agent", "seeds", "IQM", "95 % interval", "IQM of runs", "median", "mean", "gap", "success", "core-hours",
+    "a core-hour buys",
+)  # fmt: skip
 _NARROW = ("agent", "seeds", "IQM", "95 % interval", "success", "core-hours", "a core-hour buys")  # fits 80 columns
 
 
@@ -23,6 +26,7 @@ def cells(entry: Entry) -> tuple[str, ...]:
         str(len(entry.seeds)),
         f"{iqm.value:.3f}",
         f"{iqm.low:.3f} to {iqm.high:.3f}",
+        f"{entry.iqm_of_runs:.3f}",
         *(f"{one.value:.3f}" for one in rest),
         "-" if entry.success is None else f"{100 * entry.success.mean():.1f} %",
         "-" if entry.core_hours is None else f"{entry.core_hours * len(entry.runs):.3g}",

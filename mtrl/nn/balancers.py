@@ -36,13 +36,14 @@ class Balancer(Protocol):
 class Uncertainty:
     """Weights by learned noise (Kendall et al. 2018, https://arxiv.org/abs/1705.07115): sum_k e^-s_k L_k / 2 + s_k / 2.
 
-    The best s_k is log L_k, which weights a task by 1 / (2 L_k). The s_k start at 0 and follow their own Adam.
+    The best s_k is log L_k, which weights a task by 1 / (2 L_k). The s_k start at 0 and follow their own Adam; they are
+    on the losses' ``device``.
     """
 
     needs_after = False
 
-    def __init__(self, num_tasks: int, *, lr: float = 0.025) -> None:
-        self.log_variance = nn.Parameter(torch.zeros(num_tasks))
+    def __init__(self, num_tasks: int, *, lr: float = 0.025, device: torch.device | str = "cpu") -> None:
+        self.log_variance = nn.Parameter(torch.zeros(num_tasks, device=device))
         self.optimizer = torch.optim.Adam([self.log_variance], lr)
 
     def __call__(self, losses: Tensor) -> Tensor:
@@ -110,12 +111,15 @@ class FAMO:
         num_tasks: K.
         lr: Adam's, of xi (paper: 0.025).
         decay: weight decay of xi (paper: 1e-3; the authors' RL runs: 0.01).
+        device: of the losses.
     """
 
     needs_after = True
 
-    def __init__(self, num_tasks: int, *, lr: float = 0.025, decay: float = 1e-3) -> None:
-        self.logits = nn.Parameter(torch.zeros(num_tasks))
+    def __init__(
+        self, num_tasks: int, *, lr: float = 0.025, decay: float = 1e-3, device: torch.device | str = "cpu"
+    ) -> None:
+        self.logits = nn.Parameter(torch.zeros(num_tasks, device=device))
         self.optimizer = torch.optim.Adam([self.logits], lr, weight_decay=decay)
         self._before: Tensor | None = None
 
@@ -153,6 +157,8 @@ class FAMO:
 BalancerName = Literal["uncertainty", "igb", "famo"]
 
 
-def make_balancer(name: BalancerName, num_tasks: int) -> Balancer:
-    """The balancer of this name with its published settings."""
-    return {"uncertainty": Uncertainty, "igb": IGB, "famo": FAMO}[name](num_tasks)
+def make_balancer(name: BalancerName, num_tasks: int, device: torch.device | str = "cpu") -> Balancer:
+    """The balancer of this name with its published settings, for losses on ``device``."""
+    if name == "igb":
+        return IGB(num_tasks)
+    return {"uncertainty": Uncertainty, "famo": FAMO}[name](num_tasks, device=device)

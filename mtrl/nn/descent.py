@@ -58,7 +58,9 @@ class Descent:
             raise ValueError(f"{name}: gradients={gradients} and balance={balance} exclude each other; choose one")
         self.name, self.net, self.optimizer, self.tasks, self.clip = name, net, optimizer, tasks, clip
         self.aggregator = Aggregator(gradients, seed=seed) if gradients != "mean" else None
-        self.balancer = make_balancer(balance, len(tasks)) if balance is not None else None
+        self.balancer = None
+        if balance is not None:
+            self.balancer = make_balancer(balance, len(tasks), next(net.parameters()).device)
 
     def __call__(self, loss: Callable[[Any], Tensor], rows: Parted, update: int) -> Tensor:
         """One step: ``backward``, then ``step``."""

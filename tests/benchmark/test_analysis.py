@@ -61,6 +61,15 @@ def test_curves_costs_and_thresholds(tmp_path: Path, run_writer: Writer) -> None
     assert entry.reached.hours == pytest.approx(entry.reached.steps / 3.6e6)
 
 
+def test_iqm_of_runs_averages_the_tasks_first(tmp_path: Path, run_writer: Writer) -> None:
+    for seed in range(5):
+        run_writer(tmp_path, "a", "toy", seed)
+    entry = analyse(store.load(tmp_path)).suites[0].entries[0]
+    means = sorted(entry.scores.mean(1))
+    assert entry.iqm_of_runs == pytest.approx(sum(means[1:4]) / 3)  # of five runs one is cut at each end
+    assert entry.iqm_of_runs != pytest.approx(entry.iqm.value)
+
+
 def test_a_long_run_is_cut_at_one_core_hour(tmp_path: Path, run_writer: Writer) -> None:
     run_writer(tmp_path, "a", "s/x", 0, speed=50_000 / 1800)  # an evaluation every half hour
     (entry,) = analyse(store.load(tmp_path)).suites[0].entries

@@ -36,6 +36,8 @@ def test_a_plan_is_agents_x_suites_x_seeds() -> None:
     assert first.config.agent["gamma"] == 0.5
     assert (first.config.copies, first.config.threads, first.config.workers) == (3, 2, 0)
     assert (first.config.log.group, first.config.log.terminal) == ("x", False)
+    assert first.config.device == "cpu", "a table must not depend on whether there is a GPU"
+    assert plan(parse_spec(raw(run={"device": "cuda"})))[0].config.device == "cuda"
     assert jobs[1].config.agent == {"kind": "random"}, "options of another agent must not leak"
     assert jobs[1].config.steps == 50
     assert [job.seed for job in jobs] == [4] * 4 + [7] * 4, "seed by seed: early results cover everyone"
