@@ -103,7 +103,7 @@ class PPO:
             own = None if config.share else Body(spec, config.perception, config.trunk, config.memory, state=True)
             head, told = (config.head, config.head_activation), config.action_value_weight > 0
             self.policy = PolicyNet(spec, body, *head, action_values=told).to(self.device)
-            self.critic = ValueNet(spec, own, own or body, *head).to(self.device)
+            self.critic = ValueNet(spec, own, own or body, *head, config.popart).to(self.device)
         self.critic_body = own or body
         self.nets: dict[str, nn.Module] = {"policy": self.policy, "critic": self.critic}
         # What is stepped together: everything, if actor and critic share a body.

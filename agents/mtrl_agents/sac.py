@@ -240,7 +240,7 @@ class SAC:
 
     def _expected(self, value: Tensor) -> Tensor:
         """Critic outputs to values [n]."""
-        return value[:, 0].float() if self.config.critic == "mse" else value.float().softmax(1) @ self.support
+        return value[:, 0].float() if self.config.critic == "mse" else (value.float().softmax(1) * self.support).sum(1)
 
     def _act(self, obs: Mapping[str, Mapping[str, Tensor]], task: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """A sampled action in [-1, 1] per group and the log-densities [n] of all rows."""

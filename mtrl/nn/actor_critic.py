@@ -225,10 +225,18 @@ class PolicyNet(nn.Module):
 
 
 class ValueNet(nn.Module):
-    """A value head over features of ``like``; ``body`` is the critic's own body, or None if it uses the policy's."""
+    """A value head over features of ``like``; ``body`` is the critic's own body, or None if it uses the policy's.
 
-    def __init__(self, spec: Spec, body: Body | None, like: Body, hidden: tuple[int, ...], activation: str) -> None:
+    Raises:
+        ValueError: ``popart`` rescales the last layer of one task at a time, and the trunk has one head for all.
+    """
+
+    def __init__(
+        self, spec: Spec, body: Body | None, like: Body, hidden: tuple[int, ...], activation: str, popart: bool = False
+    ) -> None:
         super().__init__()
+        if popart and not like.per_task:
+            raise ValueError("popart=true needs a trunk with a head per task, such as multi_head or moore")
         self.body = body
         self.head = ValueHead(len(spec.tasks), like.out, hidden, per_task=like.per_task, activation=activation)
         orthogonal_(self, 2**0.5)

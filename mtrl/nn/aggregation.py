@@ -104,9 +104,10 @@ class Aggregator:
         if kept is None or (kept.shape, kept.dtype, kept.device) != (size, first.dtype, first.device):
             kept = self._jacobian = first.new_empty(size)
         jacobian = task_jacobian(losses, shared, own, out=kept)
-        gramian = jacobian @ jacobian.T
-        weights = self.weights(gramian)
-        parts = (weights @ jacobian).split([p.numel() for p in shared])
+        with torch.autocast(jacobian.device.type, enabled=False):  # angles between gradients are no matter for bfloat16
+            gramian = jacobian @ jacobian.T
+            weights = self.weights(gramian)
+            parts = (weights @ jacobian).split([p.numel() for p in shared])
         for parameter, part in zip(shared, parts, strict=True):
             parameter.grad = part.view_as(parameter)
         return Aggregated(weights, gramian)

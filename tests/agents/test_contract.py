@@ -17,6 +17,11 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("ppo", {"rollout": 8, "epochs": 1, "minibatches": 2, "chunk": 4, "memory": 8, "matmul": "bf16"}, ("memory",)),
     ("sac", {"warmup": 4, "batch_size": 4, "capacity": 100, "log_every": 2}, ("continuous",)),
     ("sac", {"warmup": 4, "batch_size": 4, "capacity": 100, "log_every": 2, "matmul": "bf16"}, ("continuous",)),
+    (
+        "sac",
+        {"warmup": 4, "batch_size": 4, "capacity": 100, "log_every": 2, "matmul": "bf16", "critic": "categorical"},
+        ("continuous",),
+    ),
     ("sb3-ppo", {"n_steps": 8, "batch_size": 8, "n_epochs": 1}, ("masked", "continuous")),
     ("sb3-sac", {"learning_starts": 4, "batch_size": 4, "buffer_size": 100}, ("continuous",)),
 ]

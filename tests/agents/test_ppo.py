@@ -292,6 +292,11 @@ def judged(agent: PPO) -> np.ndarray:
     return agent.moments.denormalize(value, agent.rollout.task)
 
 
+def test_popart_without_heads_per_task_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="popart=true needs a trunk with a head per task"):
+        Run("mtrl.testing:Probes/discrete", popart=True, trunk={"kind": "shared"})
+
+
 def test_popart_keeps_the_values_when_the_moments_change() -> None:
     plain, popart = (Run("mtrl.testing:Probes/discrete", popart=on).train(2) for on in (False, True))
     for run in (plain, popart):

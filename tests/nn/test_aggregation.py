@@ -196,6 +196,18 @@ def test_frozen_parameters_get_no_gradient(frozen: str) -> None:
         torch.testing.assert_close(found[name], net.get_parameter(name).grad)
 
 
+def test_under_autocast_gradients_and_their_products_stay_float32() -> None:
+    x = torch.randn(2, 20, 8, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = [(net(rows).float() - k).square().mean() for k, rows in enumerate(x)]
+        found = Aggregator("upgrad").backward(losses, net)
+    jacobian = task_jacobian([(net(rows) - k).square().mean() for k, rows in enumerate(x)], list(net.parameters()))
+    assert {p.grad.dtype for p in net.parameters() if p.grad is not None} == {torch.float32}
+    assert found.gramian.dtype == torch.float32
+    torch.testing.assert_close(found.gramian, jacobian @ jacobian.T, rtol=0.05, atol=0.05)
+
+
 def test_the_mean_is_the_plain_backward_pass() -> None:
     net = Net("moore").double()
     x, task = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) % 3
