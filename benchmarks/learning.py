@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mtrl.benchmark.keep import README, keep
+from mtrl.machine import usable_cores
 from mtrl.runs import CONFIG, SUMMARY
 
 
@@ -40,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--jobs", type=int, default=usable_cores())
     parser.add_argument("--out", type=Path, required=True, help="folder of the small files to keep")
     parser.add_argument("--runs", type=Path, help="folder of the runs; default runs/CONFIG")
     parser.add_argument("overrides", nargs="*", help="key=value")

@@ -42,6 +42,7 @@ from torch.distributions import Categorical, Normal
 from vector import stock
 
 from mtrl import registry
+from mtrl.machine import usable_cores
 from mtrl.nn.linear import probe
 from mtrl.spaces import make_spec
 from mtrl.vector import MultiTaskVectorEnv
@@ -418,7 +419,7 @@ def main() -> None:
     parser.add_argument("agents", nargs="*", choices=[*SUITES, []], default=list(SUITES))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20, help="vector steps of SAC per round; PPO takes one iteration")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch threads, for all contestants")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="torch threads, for all contestants")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

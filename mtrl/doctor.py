@@ -20,6 +20,8 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
+from mtrl.machine import usable_cores
+
 GL_BACKENDS = ("egl", "osmesa", "glfw") if sys.platform == "linux" else ("glfw",)
 """What ``MUJOCO_GL`` may be on this platform, best first: EGL renders without a display and uses a GPU if it can."""
 
@@ -139,12 +141,11 @@ def _packages() -> list[Finding]:
 
 
 def _machine(folder: Path) -> list[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = psutil.virtual_memory()
     free = shutil.disk_usage(folder).free
     low = free < _MIN_DISK
     return [
-        Finding("cores", "ok", f"{cores} usable, {psutil.cpu_count(logical=False) or '?'} physical"),
+        Finding("cores", "ok", f"{usable_cores()} usable, {psutil.cpu_count(logical=False) or '?'} physical"),
         Finding("memory", "ok", f"{_gib(memory.available)} of {_gib(memory.total)} available"),
         Finding(
             "disk",

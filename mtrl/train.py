@@ -8,7 +8,6 @@ the same parameters, records and evaluation as an uninterrupted one.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from mtrl import checkpoint, registry, runs, transfer
 from mtrl.config import ConfigError, RunConfig, dump_config
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.log import Logger
+from mtrl.machine import usable_cores
 from mtrl.monitor import Monitor
 from mtrl.nn.size import network_sizes
 from mtrl.registry import Mix
@@ -61,7 +61,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
         FloatingPointError: a loss or parameter is not finite; names tensor, task and step. The last good
             checkpoint stays.
     """
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    torch.set_num_threads(config.threads or usable_cores())
     runs.reproducible(runs.device_of(config))
     mix = registry.mix(config.suite)
     tasks, spec = mix.tasks, make_spec(mix.tasks)
@@ -216,7 +216,7 @@ def _workers(config: RunConfig, tasks: Sequence[Task], spec: Spec, slots: int) -
 
     The answer depends on how fast this machine is, the run does not: it is bit-identical for any number.
     """
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     if config.workers != "auto":
         return config.workers
     if cores == 1 or slots == 1:

@@ -18,7 +18,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 # A module imports its own layer and those before it. A name stands for a module or a whole package.
 LAYERS = (
-    ("types", "files", "signals"),
+    ("types", "files", "machine", "signals"),
     ("opengl", "spaces", "registry", "frames"),
     ("vector", "nn", "rollout", "replay", "levels"),
     ("sampler",),

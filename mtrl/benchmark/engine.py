@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from mtrl.benchmark.attempt import Attempt, BenchmarkError, Outcome, finished, f
 from mtrl.benchmark.progress import Board
 from mtrl.benchmark.spec import Job, Spec, dump_spec, plan, waves
 from mtrl.files import write_text
+from mtrl.machine import usable_cores
 from mtrl.signals import collected
 
 SPEC, GRID_LOCK = "spec.yaml", "grid.lock"
@@ -108,7 +108,7 @@ class Local:
         self, jobs: Sequence[Job], root: Path, benchmark: str, board: Board, interrupted: Sequence[int]
     ) -> list[Outcome]:
         waiting, running, outcomes = list(jobs), list[Attempt](), list[Outcome]()
-        slots = self.slots or max(1, (os.cpu_count() or 1) // max((cores(job) for job in jobs), default=1))
+        slots = self.slots or max(1, usable_cores() // max((cores(job) for job in jobs), default=1))
         try:
             while waiting or running:
                 while waiting and len(running) < slots and not interrupted:
@@ -133,7 +133,7 @@ class Local:
 def cores(job: Job) -> int:
     """Cores that a run keeps busy: its torch threads and its worker processes."""
     workers = job.config.workers
-    return job.config.threads + (workers if workers != "auto" else os.cpu_count() or 1)
+    return job.config.threads + (workers if workers != "auto" else usable_cores())
 
 
 def _collect(running: list[Attempt], board: Board) -> list[Outcome]:
