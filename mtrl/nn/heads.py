@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import MutableMapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from mtrl.nn.experts import ExpertConv, ExpertLinear
 from mtrl.nn.perception import ACTIVATIONS
@@ -34,12 +32,14 @@ class TaskRows(NamedTuple):
             return cls._sort(task, num_tasks)
         # Reading a GPU's tensor waits for all that the GPU was asked to do: once per tensor, however many layers ask.
         seen = (task._version, num_tasks)
-        if task not in _SORTED or _SORTED[task][0] != seen:
+        known, rows = getattr(task, "_task_rows", (None, None))
+        if rows is None or known != seen:
             order, back, counts = cls._sort(task.cpu(), num_tasks)
             if order is not None and back is not None:
                 order, back = order.to(task.device), back.to(task.device)
-            _SORTED[task] = seen, cls(order, back, counts)
-        return _SORTED[task][1]
+            rows = cls(order, back, counts)
+            task._task_rows = seen, rows  # type: ignore[attr-defined] # lives as long as the tensor
+        return rows
 
     @classmethod
     def _sort(cls, task: Tensor, num_tasks: int) -> TaskRows:
@@ -52,9 +52,6 @@ class TaskRows(NamedTuple):
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order))
         return cls(order, back, counts)
-
-
-_SORTED: MutableMapping[Tensor, tuple[tuple[int, int], TaskRows]] = WeakTensorKeyDictionary()
 
 
 class TaskLinear(nn.Module):
