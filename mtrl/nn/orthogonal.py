@@ -92,4 +92,5 @@ class _Mixture(torch.autograd.Function):
             back = (second @ first).mT  # L^-T
             own = (back @ weights.double().mT).to(rough.dtype)
             shared = (back @ symmetric @ second).to(rough.dtype)
-            return torch.baddbmm(own @ grad, shared, rough, alpha=-1), along.to(weights.dtype)
+            # In place: another array of this size costs more than the product.
+            return (own @ grad).baddbmm_(shared, rough, alpha=-1), along.to(weights.dtype)
