@@ -51,8 +51,9 @@ def judge_rollout(
         features, state = body(unique, state)
         values = critic(features, unique)
         out.append(values if folded is None else values[0][folded.place])
-        if before is not None:
-            states.append(torch.cat((before[None], features[:-1, :, -before.shape[1] :])))
+        if before is not None and body.memory is not None:
+            remembered = features[:-1, :, -before.shape[1] :] / body.memory.loudness  # as the body gave it to the heads
+            states.append(torch.cat((before[None], remembered)))
     value, stored = torch.cat(out).double().cpu().numpy(), torch.cat(states) if states else None
     ends = roll.successors()
     return Judged(value, ends.t, ends.row, _end_values(critic, body, roll, ends, stored, device), stored, state)

@@ -12,7 +12,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from mtrl import registry
-from mtrl.nn.actor_critic import Rows, appraise, decide
+from mtrl.nn.actor_critic import Rows, appraise, decide, to_rows
 from mtrl.nn.bootstrap import judge_rollout
 from mtrl.nn.perception import to_tensors
 from mtrl.spaces import make_spec
@@ -290,6 +290,40 @@ def judged(agent: PPO) -> np.ndarray:
     """The critic's values of the whole rollout, [t, n], in units of returns."""
     value = judge_rollout(agent.critic, agent.critic_body, agent.rollout, None, "cpu").value
     return agent.moments.denormalize(value, agent.rollout.task)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_the_critics_memory_is_what_it_remembers_step_by_step(share: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtrl.nn.bootstrap.BLOCK", 20)  # 2 rows: blocks of ten steps
+    options = {"rollout": 24, "memory": 8, "chunk": 4, "share": share, "trunk": {"widths": (32,)}}
+    run = Run("mtrl.testing:Probes/memory", copies=2, **options)
+    while not run.agent.rollout.full:
+        run.step()
+    agent, roll = run.agent, run.agent.rollout
+    body, state = agent.critic_body, torch.rand(2, 8)
+    assert body.memory is not None
+    assert body.memory.loudness == 2.0, "features and memory are not of one width: they are brought to one scale"
+    judged = judge_rollout(agent.critic, body, roll, state, "cpu")
+    assert judged.memory is not None
+    assert judged.memory_after is not None
+    with torch.no_grad():
+        for t in range(24):
+            torch.testing.assert_close(judged.memory[t], state)
+            leaves = {group: {leaf: x[t : t + 1] for leaf, x in own.items()} for group, own in roll.leaves.items()}
+            rows = to_rows(leaves, roll.task[t : t + 1], roll.first[t : t + 1], "cpu")
+            features, after = body(rows, state)
+            assert after is not None
+            torch.testing.assert_close(torch.tensor(judged.value[t]), agent.critic(features, rows)[0].double())
+            state = after
+        torch.testing.assert_close(judged.memory_after, state)
+        (ends,) = roll.successors().leaves.values()
+        last = {leaf: torch.as_tensor(x[-2:])[None] for leaf, x in ends.items()}  # behind the last step of both rows
+        rows = Rows(
+            {next(iter(roll.leaves)): last}, torch.as_tensor(roll.task[-1:]), torch.zeros(1, 2, dtype=torch.bool)
+        )
+        want = agent.critic(body(rows, state)[0], rows)[0].double()
+    assert judged.end_t[-2:].tolist() == [23, 23]
+    torch.testing.assert_close(torch.tensor(judged.end_value[-2:]), want)
 
 
 def test_popart_without_heads_per_task_is_refused_at_once() -> None:
