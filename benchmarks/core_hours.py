@@ -32,7 +32,8 @@ def speed(job: Job, seconds: float) -> float:
     """
     with tempfile.TemporaryDirectory() as folder:
         config, out = Path(folder, "config.yaml"), Path(folder, "run")
-        config.write_text(dump_config(job.config))
+        init = job.config.init and job.config.init.model_copy(update={"run": None})  # its source is not there; as fast
+        config.write_text(dump_config(job.config.model_copy(update={"init": init})))
         short = ["eval.every=null", "eval.episodes=1", "log.every=500", "log.wandb=off"]
         if "warmup" in job.config.agent:
             short.append(f"agent.warmup={WARMUP}")
@@ -49,6 +50,8 @@ def speed(job: Job, seconds: float) -> float:
         if process.poll() is None:
             process.kill()
             process.wait()
+        elif process.returncode:
+            raise RuntimeError(f"{job.name}: training failed; see: {' '.join(command[:-2])} --out DIR")
         seen = seen[len(seen) // 3 :]
         if len(seen) < 2:
             raise RuntimeError(f"{job.name}: too little recorded within {seconds:g} s; give it more --seconds")

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from mtrl import registry, tables
 
@@ -48,11 +49,12 @@ def _friendly() -> Iterator[None]:
 
     mistakes = (BenchmarkError, ConfigError, RunError, SpaceError, registry.MixError, registry.UnknownNameError)
     films = (GifTooLongError, RenderError, WatchError)
-    known = (*mistakes, *films, CheckpointError, FloatingPointError)
+    known = (*mistakes, *films, CheckpointError, FloatingPointError, registry.MissingPackageError)
     try:
         yield
     except known as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        # Not as markup: "pip install 'mtrl-suite[sweep]'" would lose its extra.
+        Console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
         raise typer.Exit(2) from None
 
 
@@ -139,7 +141,7 @@ def evaluate(
             from mtrl.watch import record
 
             for path in record(found, run / runs.VIDEOS, step=policy.step):
-                Console(stderr=True).print(f"wrote {path}")
+                Console(stderr=True).print(f"wrote {path}", markup=False)
 
 
 @app.command()
@@ -188,7 +190,7 @@ def watch(
             settings: dict[str, Any] = {"fps": fps, "height": height, "max_frames": max_frames}
             films.film(reels, path, **settings, progress=lambda n, of: bar.update(drawing, completed=n, total=of))
     console.print(tables.episodes(reels))
-    console.print(f"wrote {path}", soft_wrap=True)
+    console.print(f"wrote {path}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -216,11 +218,14 @@ def benchmark(
     if grid.signal is not None:
         console.print(f"interrupted; go on with: {go_on}", soft_wrap=True)
         raise typer.Exit(128 + grid.signal)
-    found = store.load(out)
-    for path in (*store.write_tables(found), write_report(found, out / REPORT)):
-        console.print(f"wrote {path}", soft_wrap=True)
-    if grid.failed:
-        console.print(f"{len(grid.failed)} of {grid.total} runs failed; mend the cause and go on with: {go_on}")
+    if not grid.complete:
+        ended = f"{len(grid.failed)} of {grid.total} runs failed" if grid.failed else "not all runs are finished"
+        console.print(f"{ended}; mend the cause and go on with: {go_on}", soft_wrap=True, markup=False)
+    with _friendly():
+        found = store.load(out)
+        for path in (*store.write_tables(found), write_report(found, out / REPORT)):
+            console.print(f"wrote {path}", soft_wrap=True, markup=False)
+    if not grid.complete:
         raise typer.Exit(1)
 
 
@@ -271,11 +276,11 @@ def results(
                 path = store.import_curves(folder, curves, agent=agent or curves.stem, suite=suite)
             else:
                 path = restore(curves, folder, agent)
-            console.print(f"wrote {path}", soft_wrap=True)
+            console.print(f"wrote {path}", soft_wrap=True, markup=False)
         found = store.load(folder)
         console.print(terminal(analyse(found, "sampled" if sampled else "greedy")))
         for path in store.write_tables(found):
-            console.print(f"wrote {path}", soft_wrap=True)
+            console.print(f"wrote {path}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -299,7 +304,7 @@ def report(
 
             written += write_paper(found, paper, actions=actions)
     for path in written:
-        console.print(f"wrote {path}", soft_wrap=True)
+        console.print(f"wrote {path}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -312,7 +317,7 @@ def keep(
 
     with _friendly():
         for path in write(folders, out, f"mtrl keep {' '.join(map(str, folders))} --out {out}"):
-            console.print(f"wrote {path}", soft_wrap=True)
+            console.print(f"wrote {path}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -333,9 +338,14 @@ def dashboard(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one")] = 8734,
 ) -> None:
     """Serve the live report on this machine (loopback only) while runs go on."""
+    from mtrl.benchmark.attempt import BenchmarkError
     from mtrl.benchmark.dashboard import serve
 
-    server = serve(folder, port)
+    with _friendly():
+        try:
+            server = serve(folder, port)
+        except OSError as error:
+            raise BenchmarkError(f"port {port}: {error.strerror or error}; choose another with --port") from error
     console.print(f"http://127.0.0.1:{server.server_address[1]}/ shows {folder}; Ctrl-C ends it", soft_wrap=True)
     with contextlib.suppress(KeyboardInterrupt), server:
         server.serve_forever()

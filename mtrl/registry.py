@@ -55,6 +55,10 @@ class UnknownNameError(ValueError):
         super().__init__(message + (f" {hint}" if hint else ""))
 
 
+class MissingPackageError(ModuleNotFoundError):
+    """An optional package that is not installed; the message names it and the command that installs it."""
+
+
 class MixError(ValueError):
     """A mix that is written wrongly; the message says how to write it."""
 

@@ -89,9 +89,16 @@ def reproducible(device: str) -> None:
 
 
 def make_agent(config: RunConfig, spec: Spec) -> Agent:
-    """A fresh agent for the tasks of ``spec``."""
-    made = registry.agent(config.agent["kind"])
-    return made(spec, config.agent_config(), seed=config.seed, device=device_of(config))
+    """A fresh agent for the tasks of ``spec``.
+
+    Raises:
+        ConfigError: the agent refuses the tasks or the settings; says why.
+    """
+    made, options, device = registry.agent(config.agent["kind"]), config.agent_config(), device_of(config)
+    try:
+        return made(spec, options, seed=config.seed, device=device)
+    except ValueError as error:
+        raise ConfigError(f"agent: {error}") from error
 
 
 @dataclass

@@ -136,7 +136,8 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
         save()
         if step >= config.steps:
             evaluation = _evaluate(config, agent, tasks, spec, logger, step)
-            summary = {"steps": step, "parameters": sizes, "versions": checkpoint.versions(), "init": origin}
+            used = {"threads": torch.get_num_threads(), "workers": envs.workers}
+            summary = {"steps": step, "parameters": sizes, "versions": checkpoint.versions(), "init": origin, **used}
             runs.write_summary(
                 out, {**summary, "evaluation": evaluation.as_dict(), "seconds": time.monotonic() - started}
             )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from mtrl.registry import MissingPackageError
+
 
 def needs(module: str, extra: str, suite: str, note: str = "") -> Any:
     """Import and return a module of an optional package.
@@ -16,7 +18,7 @@ def needs(module: str, extra: str, suite: str, note: str = "") -> Any:
         note: what one should know before installing it, such as a licence that differs.
 
     Raises:
-        ModuleNotFoundError: the package is not installed; one line says how to install it. A package that is there but
+        MissingPackageError: the package is not installed; one line says how to install it. A package that is there but
             misses one of its own is passed through, since that error names what.
     """
     package = module.partition(".")[0]
@@ -26,5 +28,5 @@ def needs(module: str, extra: str, suite: str, note: str = "") -> Any:
         if error.name != package:
             raise
         what = f"the suite {suite!r} needs {package}{f' ({note})' if note else ''}: pip install 'mtrl-suite[{extra}]'"
-        raise ModuleNotFoundError(what, name=package) from error
+        raise MissingPackageError(what, name=package) from error
     return import_module(module)

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import median
+from statistics import median_high
 
 import numpy as np
 
@@ -256,14 +256,15 @@ def reached(runs: Sequence[Run], actions: str, level: float) -> Reached:
         for row in run.rows:
             if row["actions"] == actions and "score" in row:
                 scores.setdefault(row["step"], []).append(row["score"])
-        tasks = max(map(len, scores.values()), default=0)
+        tasks = len(run.tasks) or max(map(len, scores.values()), default=0)
         whole = sorted(step for step, found in scores.items() if len(found) == tasks)
         first = next((step for step in whole if np.mean(scores[step]) >= level), None)
         if first is not None:
             steps.append(first)
             if run.cost:
                 hours.append(run.cost.core_hours_at(first))
-    return Reached(level, len(steps), len(runs), median(steps) if steps else None, median(hours) if hours else None)
+    middle = (median_high(steps) if steps else None, median_high(hours) if hours else None)  # an evaluation that was
+    return Reached(level, len(steps), len(runs), *middle)
 
 
 def _suite(suite: str, entries: Sequence[Entry], left_out: Sequence[Run]) -> SuiteResult:
@@ -294,15 +295,21 @@ def _judge(entries: Sequence[Entry], improvement: Mapping[tuple[str, str], Estim
         verdict = f"{best.agent} has the highest IQM of the score, {best.iqm.value:.2f}"
         beaten: list[str] = []
         hinted: list[str] = []
+        better: list[str] = []
         open_: list[str] = []
         for rival in rivals:
             found = improvement.get((best.agent, rival.agent))
             fewest = min(len(best.seeds), len(rival.seeds))
             clear = found is not None and found.low > 0.5 and fewest > 1
-            (open_ if not clear else hinted if fewest < stats.FEW_RUNS else beaten).append(rival.agent)
+            behind = found is not None and found.high < 0.5 and fewest > 1
+            (better if behind else open_ if not clear else hinted if fewest < stats.FEW_RUNS else beaten).append(
+                rival.agent
+            )
         verdict += f"; it beats {_and(beaten)}" if beaten else ""
         verdict += f"; it seems to beat {_and(hinted)}" if hinted else ""
         verdict += "."
+        if better:
+            verdict += f" Yet {_and(better)} did better more often: IQM and probability of improvement disagree."
         if open_:
             verdict += f" Between {best.agent} and {_and(open_)} these runs show no difference that may be claimed."
         crossing = [f"{a.agent} and {b.agent}" for a, b in itertools.combinations(entries, 2) if a.iqm.overlaps(b.iqm)]

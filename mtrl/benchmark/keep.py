@@ -28,7 +28,7 @@ from mtrl.benchmark.attempt import BenchmarkError
 from mtrl.benchmark.engine import SPEC, leaves
 from mtrl.benchmark.report import machines, versions
 from mtrl.benchmark.spec import dump_spec, load_spec, slug
-from mtrl.benchmark.store import Cost, Run, Store, load
+from mtrl.benchmark.store import FREE, Cost, Run, Store, load, settings_of
 from mtrl.benchmark.svg import line_chart, standalone
 from mtrl.benchmark.tables import markdown, rows_of
 from mtrl.config import ConfigError, parse_config
@@ -36,8 +36,6 @@ from mtrl.files import write_text
 
 ROWS, RUNS, SETTINGS, README = "rows.jsonl", "runs.jsonl", "settings.yaml", "README.md"
 LEVELS = (0.5, 0.7, 0.8, 0.9)
-# Fields of a run that its results do not depend on; on the device only as on the machine, by rounding.
-_FREE = ("seed", "log", "checkpoint", "workers", "patience", "device")
 _SHOWN = 4  # evaluations in a table
 Settings = dict[str, dict[str, Any]]
 """``AGENT on SUITE`` (``, TASK alone``) -> fields of a run."""
@@ -85,7 +83,7 @@ def _of(store: Store) -> tuple[Store, Settings]:
     for run in store.runs:
         for part in run.parts or (run,):
             alone = f", {part.task} alone" if part.task else ""
-            plain = {key: value for key, value in part.config.items() if key not in _FREE}
+            plain = settings_of(part)
             if changed := _changed(settings.setdefault(f"{run.agent} on {run.suite}{alone}", plain), plain):
                 raise BenchmarkError(f"{part.folder} differs from other seeds ({', '.join(changed)}): {_APART}")
         runs.append(replace(run, cost=_thin(run), config={}, parts=(), command=(), reason=""))
@@ -111,7 +109,7 @@ def _whole(settings: Mapping[str, Any]) -> dict[str, Any]:
         found = parse_config(settings).model_dump(mode="json")
     except ConfigError:  # an agent that is not installed here
         return dict(settings)
-    return {key: value for key, value in found.items() if key not in _FREE}
+    return {key: value for key, value in found.items() if key not in FREE}
 
 
 def _merge(runs: Iterable[Run]) -> list[Run]:
@@ -151,6 +149,7 @@ def _read(folder: Path) -> tuple[Store, Settings]:
         if cost is not None:
             cost = Cost(**{**cost, "marks": tuple((step, seconds) for step, seconds in cost["marks"])})
         own = rows.get((kept["agent"], kept["suite"], kept["seed"]), [])
+        kept["tasks"] = tuple(kept.get("tasks", ()))
         runs.append(Run(**kept, rows=tuple(own), folder=folder, cost=cost))
     spec = load_spec(folder / SPEC) if (folder / SPEC).is_file() else None
     settings = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -160,7 +159,7 @@ def _read(folder: Path) -> tuple[Store, Settings]:
 def _write(store: Store, settings: Settings, command: str) -> list[Path]:
     target, lines = store.root, []
     for run in store.runs:
-        names = ("agent", "suite", "seed", "status", "step", "budget", "protocol", "versions", "protocols")
+        names = ("agent", "suite", "seed", "status", "step", "budget", "protocol", "versions", "protocols", "tasks")
         lines.append({**{name: getattr(run, name) for name in names}, "cost": run.cost and vars(run.cost)})
     files = {
         ROWS: "".join(json.dumps(row) + "\n" for row in store.rows()),
@@ -181,7 +180,8 @@ def at(store: Store, suite: str, step: int) -> Store:
     for run in store.runs:
         if run.suite == suite:
             rows = tuple(row for row in run.rows if row["step"] <= step)
-            there = any(row["step"] == step for row in rows)
+            seen = {row["task"] for row in rows if row["step"] == step}
+            there = bool(seen) and seen >= {*run.tasks}
             runs.append(replace(run, rows=rows, status="finished" if there else "unfinished"))
     return replace(store, runs=tuple(runs))
 
@@ -219,7 +219,7 @@ def _suite(store: Store, suite: str, actions: str, index: Mapping[str, int]) -> 
     """Markdown lines and a chart; nothing if no run was evaluated so."""
     runs = [run for run in store.runs if run.suite == suite]
     steps = sorted({row["step"] for run in runs for row in run.rows if row["actions"] == actions})
-    longest = max((run.budget for run in runs), default=0)
+    longest = max((run.budget for run in runs if run.status != "imported"), default=0)
     steps = [step for step in steps if any(run.budget == longest and _has(run, step, actions) for run in runs)]
     if not steps:
         return [], ""
@@ -244,12 +244,25 @@ def _suite(store: Store, suite: str, actions: str, index: Mapping[str, int]) -> 
     for agent in agents:
         mine = [run for run in runs if run.agent == agent]
         reach.append((agent, *(_shown(reached(mine, actions, level), tasks) for level in LEVELS)))
-    lines += ["First evaluation with a mean score of at least:", ""]
+    lines += _shorter(store, suite, actions, [agent for agent, *cells in body if set(cells) == {"-"}])
+    lines += ["First evaluation with a mean score of at least (median of the runs that got there):", ""]
     lines += rows_of(("agent", *(f"{level:g}" for level in LEVELS)), reach)
     whole = analyse(at(store, suite, max(found)), actions)
     lines += ["", f"After {max(found) / tasks:,.0f} steps per task:", "", markdown(whole).partition("\n")[2].strip()]
     chart = line_chart(charts.curves(last, index), "environment steps", "IQM of the score", describe=suite)
     return lines, chart
+
+
+def _shorter(store: Store, suite: str, actions: str, agents: Sequence[str]) -> list[str]:
+    """Of agents that were meant to take fewer steps: their own last evaluation."""
+    lines = []
+    for agent in agents:
+        runs = [run for run in store.runs if (run.suite, run.agent) == (suite, agent)]
+        steps = [row["step"] for run in runs for row in run.rows if row["actions"] == actions]
+        found = analyse(at(replace(store, runs=tuple(runs)), suite, max(steps)), actions).suites if steps else ()
+        for entry in (entry for result in found for entry in result.entries):
+            lines += [f"{agent}, after {max(steps) / len(entry.tasks):,.0f} steps per task: {_interval(entry)}.", ""]
+    return lines
 
 
 def _interval(entry: Entry) -> str:

@@ -59,8 +59,9 @@ class Board:
         colour = {"finished": "green", "failed": "red"}.get(outcome.status, "yellow")
         text = Text.assemble((f"{outcome.status:<12}", colour), f"{outcome.job.name}  {outcome.seconds:.0f} s{note}")
         self.console.print(text, soft_wrap=True)
-        if outcome.status == "failed":
+        if outcome.reason:
             self.console.print(Text(f"            {outcome.reason}"), soft_wrap=True)
+        if outcome.status == "failed":
             self.console.print(Text(f"            all it said: {outcome.folder / 'stdout.log'}"), soft_wrap=True)
         elif not self._live and outcome.status == "finished":
             self.console.print(f"{self._done} of {self._total} finished", highlight=False)

@@ -28,7 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mtrl import registry
 from mtrl.config import ConfigError, RunConfig, Strict, merge, parse_config
@@ -92,8 +100,8 @@ class Spec(Strict):
 
     @field_validator("run", "suites", "agents")
     @classmethod
-    def _leaves_the_grid_alone(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for part in (value, *value.values()):
+    def _leaves_the_grid_alone(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        for part in (value,) if info.field_name == "run" else value.values():
             taken = [name for name in FIXED if isinstance(part, Mapping) and name in part]
             if taken:
                 raise ValueError(f"{', '.join(taken)}: decided by the grid; use suites, seeds and threads at the top")
@@ -264,8 +272,13 @@ def alone(config: RunConfig, k: int, tasks: Sequence[str]) -> RunConfig:
     steps of this task as the run of all tasks.
 
     Raises:
-        ConfigError: the steps cannot be shared out equally, or the task cannot be named as a suite.
+        ConfigError: the steps cannot be, or are not, shared out equally; or the task cannot be named as a suite.
     """
+    each = registry.mix(config.suite).copies
+    copies = config.copies if isinstance(config.copies, tuple) else [config.copies * number for number in each]
+    if len(set(copies)) > 1:
+        counts = ", ".join(map(str, copies))
+        raise ConfigError(f"alone: steps are shared out equally, but the tasks have {counts} copies")
     for place, steps in {"steps": config.steps, "eval.every": config.eval.every or 0}.items():
         if steps % len(tasks):
             raise ConfigError(f"alone: {place}={steps} is no multiple of the {len(tasks)} tasks")
@@ -276,8 +289,7 @@ def alone(config: RunConfig, k: int, tasks: Sequence[str]) -> RunConfig:
         return max(1, steps // len(tasks))
 
     raw = config.model_dump(mode="json")
-    raw |= {"suite": _own_suite(config.suite, tasks[k]), "steps": share(config.steps)}
-    raw |= {} if isinstance(config.copies, int) else {"copies": config.copies[k]}
+    raw |= {"suite": _own_suite(config.suite, tasks[k]), "steps": share(config.steps), "copies": copies[k]}
     for part in ("eval", "checkpoint", "log"):
         every = raw[part]["every"]
         raw[part] = {**raw[part], "every": every and share(every)}

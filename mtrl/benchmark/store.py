@@ -25,7 +25,7 @@ import yaml
 
 from mtrl import registry, runs
 from mtrl.benchmark.attempt import MANIFEST, RUNS, BenchmarkError
-from mtrl.benchmark.engine import SPEC
+from mtrl.benchmark.engine import SPEC, leaves
 from mtrl.benchmark.spec import PROTOCOL, Spec, load_spec, slug
 from mtrl.files import write_text
 from mtrl.log import METRICS, read
@@ -33,6 +33,8 @@ from mtrl.log import METRICS, read
 ACTIONS = {"eval": "greedy", "eval_sampled": "sampled"}
 VALUES = ("score", "success", "success_last", "return", "length")
 COLUMNS = ("agent", "suite", "task", "seed", "step", "actions", *VALUES)
+# Fields of a run that its results do not depend on; on the device only as on the machine, by rounding.
+FREE = ("seed", "log", "checkpoint", "workers", "patience", "device")
 RESULTS, RUN_TABLE, IMPORTED = "results.csv", "runs.csv", "imported"
 Row = Mapping[str, Any]
 """``COLUMNS`` of one task at one evaluation; values that a task does not have are missing."""
@@ -146,7 +148,7 @@ def load(root: Path) -> Store:
     spec = load_spec(specs[0]) if specs else None
     folders = [path.parent for pattern in ("", "*/", f"{RUNS}/*/") for path in root.glob(pattern + runs.CONFIG)]
     found = [_run(folder) for folder in sorted(set(folders)) if (folder / METRICS).exists()]
-    found = _join(found)
+    found = _told_apart(_join(found))
     found += [run for path in sorted((root / IMPORTED).glob("*.csv")) for run in _imported(path)]
     if not found:
         raise BenchmarkError(f"{root} holds no run with records: give a folder that mtrl benchmark or train wrote")
@@ -250,14 +252,12 @@ def _run(folder: Path) -> Run:
     }
     attempts = manifest.get("attempts", [])
     memory = [attempt["peak_memory"] for attempt in attempts if "peak_memory" in attempt]
-    workers = config["workers"] if isinstance(config["workers"], int) else 0
-    cost = Cost(
-        marks=_marks(records),
-        cores=max(1, config["threads"]) + workers,
-        memory=max(memory, default=None),
-        device=config["device"],
-        hardware=manifest.get("hardware", {}),
-    )
+    # What "as many as cores" came to is in the summary: before it is written, such a run's cost is not known.
+    threads, workers = (summary.get(name, config[name]) for name in ("threads", "workers"))
+    cost = None
+    if threads and workers != "auto":
+        memory = max(memory, default=None)
+        cost = Cost(_marks(records), threads + workers, memory, config["device"], manifest.get("hardware", {}))
     complete = summary.get("steps", 0) >= config["steps"]
     status = "finished" if complete else manifest.get("status", "unfinished")
     protocols = {name: task["protocol"] for name, task in summary.get("evaluation", {}).get("tasks", {}).items()}
@@ -279,6 +279,50 @@ def _run(folder: Path) -> Run:
         task=manifest.get("task", ""),
         tasks=tuple(manifest.get("tasks", ())),
     )
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """A run's configuration without what its results do not depend on."""
+    return {key: value for key, value in run.config.items() if key not in FREE}
+
+
+def _told_apart(found: Sequence[Run]) -> list[Run]:
+    """Runs of one agent and suite whose settings differ are no seeds of one another: the label says what differs.
+
+    A grid's labels tell them apart already.
+
+    Raises:
+        BenchmarkError: a seed comes twice with the same settings.
+    """
+    groups: dict[tuple[str, str], list[Run]] = {}
+    told = []
+    for run in found:
+        if run.command:
+            told.append(run)
+        else:
+            groups.setdefault((run.agent, run.suite), []).append(run)
+    for group in groups.values():
+        settings = [settings_of(run) for run in group]
+        places = {place: None for other in settings for place, a, b in leaves(settings[0], other) if a != b}
+        seeds: dict[tuple[str, int], Run] = {}
+        for run, own in zip(group, settings, strict=True):
+            if places:
+                changed = [f"{place.removeprefix('agent.')}={_value(own, place)}" for place in places]
+                label = f"{run.agent} ({', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''})"
+                run = replace(run, agent=label, rows=tuple({**row, "agent": label} for row in run.rows))
+            other = seeds.setdefault((run.agent, run.seed), run)
+            if other is not run:
+                both = f"{other.folder} and {run.folder}"
+                raise BenchmarkError(f"{both} are both {run.agent} with seed {run.seed}: move one of them away")
+            told.append(run)
+    return told
+
+
+def _value(settings: Mapping[str, Any], place: str) -> Any:
+    found: Any = settings
+    for key in place.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
 
 
 def _join(found: Sequence[Run]) -> list[Run]:
@@ -339,6 +383,9 @@ def _marks(records: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, float], ...
 
 
 def _parse(source: Path) -> list[dict[str, Any]]:
+    if not source.is_file():
+        near = registry.nearest(source.name, [path.name for path in source.parent.glob("*.csv")])
+        raise BenchmarkError(f"{source} does not exist" + (f"; did you mean {source.parent / near}?" if near else ""))
     with source.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         columns = list(reader.fieldnames or ())
@@ -362,6 +409,8 @@ def _parse(source: Path) -> list[dict[str, Any]]:
                 if name in VALUES and not math.isfinite(value):
                     raise BenchmarkError(f"{source}, line {number}: {name} is {text}: leave out runs that failed")
                 row[name] = value
+            if empty := [name for name in ("step", "task", "seed", "score") if name not in row]:
+                raise BenchmarkError(f"{source}, line {number}: no {', '.join(empty)}")
             rows.append(row)
     if not rows:
         raise BenchmarkError(f"{source}: no rows below the header")

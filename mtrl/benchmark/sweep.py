@@ -59,9 +59,12 @@ def sweep(spec: Spec, root: Path, run: Callable[[Spec], Grid]) -> Found:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     root.mkdir(parents=True, exist_ok=True)
     backend = optuna.storages.journal.JournalFileBackend(str(root / STUDY))
+    storage = optuna.storages.JournalStorage(backend)
+    drawn = sum(storage.get_n_trials(one._study_id) for one in storage.get_all_studies())
     study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(backend),
-        sampler=optuna.samplers.TPESampler(seed=wanted.seed),
+        storage=storage,
+        # A search that goes on must not draw again what it drew when it began.
+        sampler=optuna.samplers.TPESampler(seed=wanted.seed + 1_000_003 * drawn),
         study_name=spec.name,
         direction="maximize",
         load_if_exists=True,
@@ -81,7 +84,8 @@ def sweep(spec: Spec, root: Path, run: Callable[[Spec], Grid]) -> Found:
             number, values = trial.number, {name: _suggest(trial, name, part) for name, part in wanted.space.items()}
         else:
             break
-        tried = {_label(one.number, wanted.agent): one.params for one in ended} | {_label(number, wanted.agent): values}
+        known = [one for one in ended if one.state == states.COMPLETE]  # failed ones are not tried again
+        tried = {_label(one.number, wanted.agent): one.params for one in known} | {_label(number, wanted.agent): values}
         grown = spec.model_copy(
             update={"agents": {label: _fields(spec, wanted.agent, found) for label, found in tried.items()}}
         )

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mtrl.registry import MissingPackageError
+
 Method = Literal[
     "mean",
     "pcgrad",
@@ -199,7 +201,8 @@ def _weighting(method: Method) -> Callable[[Tensor], Tensor]:
             "dual_proj": jd.DualProjWeighting,
         }[method]()
     except ImportError as error:
-        raise ImportError(f"{method} needs {error.name or error}: pip install 'mtrl-suite[gradients]'") from error
+        what = f"{method} needs {error.name or error}: pip install 'mtrl-suite[gradients]'"
+        raise MissingPackageError(what, name=error.name) from error
 
 
 def _cagrad(c: float = 0.5) -> Callable[[Tensor], Tensor]:

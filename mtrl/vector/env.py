@@ -184,6 +184,8 @@ class MultiTaskVectorEnv(VectorEnv):
         self._pending = self._started = False
         self._failure: EnvironmentFailedError | None = None
         self._backend: Backend = Workers(program, workers, patience) if workers else InProcess(program)
+        self.workers: int = min(workers, len(self._places))
+        """Processes that step the environments; 0: this one does."""
 
     # ---------------------------------------------------------------------------------------------- native face
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

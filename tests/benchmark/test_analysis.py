@@ -61,6 +61,20 @@ def test_curves_costs_and_thresholds(tmp_path: Path, run_writer: Writer) -> None
     assert entry.reached.hours == pytest.approx(entry.reached.steps / 3.6e6)
 
 
+def test_a_rival_that_wins_more_often_is_not_called_equal(tmp_path: Path) -> None:
+    lines = ["step,task,seed,score"]
+    for name, scores in {"a": (0.90, 0.90, 0.80), "b": (0.91, 0.91, 0.10)}.items():
+        rows = [
+            f"100,toy/{task},{seed},{score}" for seed in range(5) for task, score in zip("xyz", scores, strict=True)
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join([*lines, *rows]))
+        store.import_curves(tmp_path, tmp_path / f"{name}.csv", agent=name, suite="toy")
+    (suite,) = analyse(store.load(tmp_path)).suites
+    assert [entry.agent for entry in suite.entries] == ["a", "b"]
+    assert "Yet b did better more often" in suite.verdict
+    assert "no difference" not in suite.verdict
+
+
 def test_iqm_of_runs_averages_the_tasks_first(tmp_path: Path, run_writer: Writer) -> None:
     for seed in range(5):
         run_writer(tmp_path, "a", "toy", seed)

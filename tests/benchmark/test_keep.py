@@ -165,3 +165,26 @@ def test_the_command(tmp_path: Path, grid_writer: Writer) -> None:
     assert "README.md" in done.output
     missing = CliRunner().invoke(app, ["keep", str(tmp_path / "nowhere"), "--out", str(tmp_path / "kept")])
     assert missing.exit_code == 2
+
+
+def test_single_tasks_are_ranked_when_all_of_them_were_evaluated(tmp_path: Path, run_writer: Writer) -> None:
+    tasks = ("toy/a", "toy/b")
+    run_writer(tmp_path / "grid", "together", "s/x", 0, tasks=tasks, every=100_000, evaluations=2)
+    folder = run_writer(tmp_path / "grid", "solo", "toy/a", 0, tasks=("toy/a",), every=50_000, evaluations=2)
+    edit(folder / "manifest.json", lambda found: found.update(suite="s/x", task="toy/a", tasks=list(tasks)))
+    keep([tmp_path / "grid"], tmp_path / "kept")
+    text = (tmp_path / "kept" / README).read_text()
+    assert "| solo | - | - |" in text
+    assert "| solo | 0 of 1 |" in text
+    assert "Only together was run" in text
+    keep([tmp_path / "kept"], tmp_path / "again")  # what the tasks of the suite are is kept, too
+    assert (tmp_path / "again" / README).read_text() == text.replace("# kept", "# again")
+
+
+def test_an_agent_of_fewer_steps_is_not_lost(tmp_path: Path, run_writer: Writer) -> None:
+    run_writer(tmp_path / "grid", "long", "s/x", 0, evaluations=4)
+    run_writer(tmp_path / "grid", "random", "s/x", 0, evaluations=1, every=3_000)
+    keep([tmp_path / "grid"], tmp_path / "kept")
+    text = (tmp_path / "kept" / README).read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith("random, after 1,000 steps per task: "))
+    assert line.endswith(", 1 runs.")

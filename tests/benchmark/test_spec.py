@@ -97,7 +97,7 @@ def test_mistakes_found_before_anything_runs(changes: dict[str, Any], message: s
 
 def test_an_agent_that_learns_each_task_alone_has_the_same_steps_of_it() -> None:
     tasks = [task.name for task in registry.tasks(f"{PROBES}/discrete")]
-    run = {"steps": 600, "copies": [1, 2, 3, 4, 5, 6][: len(tasks)], "eval": {"every": 60}, "log": {"every": 4}}
+    run = {"steps": 600, "copies": 3, "eval": {"every": 60}, "log": {"every": 4}}
     agents = {"one by one": {"alone": True}, "together": {}}
     jobs = plan(parse_spec(raw(agents=agents, run=run, seeds=1)))
     alone, together = jobs[:-1], jobs[-1]
@@ -107,9 +107,33 @@ def test_an_agent_that_learns_each_task_alone_has_the_same_steps_of_it() -> None
     assert {(job.config.steps, job.config.eval.every, job.config.log.every) for job in alone} == {
         (600 // len(tasks), 60 // len(tasks), 1)
     }
-    assert tuple(job.config.copies for job in alone) == together.config.copies
+    assert {job.config.copies for job in jobs} == {3}
     assert (together.task, together.config.steps) == (None, 600)
     assert len({job.name for job in jobs}) == len(jobs)
+
+
+def test_alone_tasks_keep_the_copies_that_the_mix_gives_them() -> None:
+    agents = {"one by one": {"alone": True}, "together": {}}
+    jobs = plan(
+        parse_spec(raw(suites=[f"{PROBES}/discrete*4"], agents=agents, run={"steps": 600, "copies": 2}, seeds=1))
+    )
+    assert [job.config.copies for job in jobs[:-1]] == [8] * (len(jobs) - 1)
+    for copies, suite in (([1, 2, 3, 4, 5, 6], f"{PROBES}/discrete"), (1, f"{PROBES}/delay+{PROBES}/action*2")):
+        count = len(registry.tasks(suite))
+        spec = parse_spec(
+            raw(
+                suites=[suite],
+                agents=agents,
+                run={"steps": 600, "copies": copies if isinstance(copies, int) else copies[:count]},
+            )
+        )
+        with pytest.raises(ConfigError, match="alone: steps are shared out equally, but the tasks have 1, 2"):
+            plan(spec)
+
+
+def test_the_seed_of_evaluations_is_no_seed_of_runs() -> None:
+    jobs = plan(parse_spec(raw(run={"eval": {"seed": 7}}, agents={"seed": {"agent": "random", "steps": 50}})))
+    assert {job.config.eval.seed for job in jobs} == {7}
 
 
 def test_an_agent_may_run_on_some_suites_only() -> None:

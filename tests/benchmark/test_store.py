@@ -94,6 +94,35 @@ def test_one_run_is_a_store_too(tmp_path: Path, run_writer: Writer) -> None:
     assert found.spec is None
 
 
+def test_single_runs_with_other_settings_are_no_seeds_of_one_another(tmp_path: Path, run_writer: Writer) -> None:
+    folders = [run_writer(tmp_path, "a", "toy", seed, manifest=False) for seed in (0, 1)]
+    assert {run.agent for run in store.load(tmp_path).runs} == {"a"}
+    config = folders[1] / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("copies: 8", "copies: 4").replace("kind: a", "kind: a\n  lr: 0.1"))
+    found = store.load(tmp_path).runs
+    assert [run.agent for run in found] == ["a (lr=0.1, copies=4)", "a (lr=None, copies=8)"]
+    assert {row["agent"] for row in found[0].rows} == {"a (lr=0.1, copies=4)"}
+    config.write_text(text.replace("seed: 1\n", "seed: 0\n", 1))
+    with pytest.raises(
+        BenchmarkError, match=r"a--toy--0 and .*a--toy--1 are both a with seed 0: move one of them away"
+    ):
+        store.load(tmp_path)
+
+
+def test_the_cost_of_as_many_threads_as_cores_is_known_when_the_run_has_ended(
+    tmp_path: Path, run_writer: Writer
+) -> None:
+    folder = run_writer(tmp_path, "a", "toy", 0)
+    config, summary = folder / "config.yaml", folder / "summary.json"
+    config.write_text(config.read_text().replace("threads: 1", "threads: 0").replace("workers: 0", "workers: auto"))
+    assert store.load(tmp_path).runs[0].cost is None
+    summary.write_text(json.dumps({**json.loads(summary.read_text()), "threads": 4, "workers": 2}))
+    cost = store.load(tmp_path).runs[0].cost
+    assert cost is not None
+    assert cost.cores == 6
+
+
 def test_tables_for_other_tools(tmp_path: Path, grid_writer: Writer) -> None:
     results, runs = store.write_tables(store.load(grid_writer(tmp_path, {"a": 0.5}, ["s/x"], seeds=2)))
     with results.open() as file:

@@ -15,7 +15,16 @@ from mtrl.log import read as read_jsonl
 
 
 def test_an_offline_run_comes_back_whole(tmp_path: Path) -> None:
-    settings = parse_config({"suite": "mtrl.testing:Probes/discrete", "agent": "random", "steps": 200, "seed": 3})
+    settings = parse_config(
+        {
+            "suite": "mtrl.testing:Probes/discrete",
+            "agent": "random",
+            "steps": 200,
+            "seed": 3,
+            "threads": 1,
+            "workers": 0,
+        }
+    )
     plain = {**settings.model_dump(mode="json"), "config": dump_config(settings)}
     out = tmp_path / "run"
     sinks = ("jsonl", "wandb")

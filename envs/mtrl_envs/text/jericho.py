@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Discrete
 
-from mtrl.registry import UnknownNameError
+from mtrl.registry import MissingPackageError, UnknownNameError
 from mtrl.types import Task
 from mtrl_envs.extras import needs
 from mtrl_envs.text.encoding import Scene, observation_space
@@ -66,7 +66,7 @@ class JerichoPlayer:
                     f"Jericho does not support {path!r}: say what can be entered, Jericho(..., commands=...)"
                 )
             if find_spec("en_core_web_sm") is None:
-                raise ModuleNotFoundError(
+                raise MissingPackageError(
                     "Jericho finds valid commands with spaCy's model: python -m spacy download en_core_web_sm",
                     name="en_core_web_sm",
                 )
