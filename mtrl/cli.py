@@ -49,7 +49,7 @@ def _friendly() -> Iterator[None]:
 
     mistakes = (BenchmarkError, ConfigError, RunError, SpaceError, registry.MixError, registry.UnknownNameError)
     films = (GifTooLongError, RenderError, WatchError)
-    known = (*mistakes, *films, CheckpointError, FloatingPointError, registry.MissingPackageError)
+    known = (*mistakes, *films, CheckpointError, FloatingPointError, MemoryError, registry.MissingPackageError)
     try:
         yield
     except known as error:
@@ -109,7 +109,7 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="folder of a run or of an exported policy")],
     episodes: Annotated[int, typer.Option(min=1, help="seeded episodes per task")] = 50,
-    seed: Annotated[int | None, typer.Option(help="evaluation seed; default: the run's")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="evaluation seed; default: the run's")] = None,
     step: Annotated[int | None, typer.Option(help="checkpoint; default: the newest")] = None,
     sampled: Annotated[bool, typer.Option("--sampled", help="sample actions instead of taking the mode")] = False,
     workers: Annotated[int, typer.Option(min=0, help="worker processes")] = 0,
@@ -123,6 +123,7 @@ def evaluate(
     with _friendly():
         if video:
             _choose_gl()
+        runs.set_up_torch(runs.here(runs.config_of(run)))
         policy = runs.load(run, step)
         found = play(
             policy.agent,
@@ -155,7 +156,7 @@ def watch(
         int | None, typer.Option(min=1, help="per task; default: 1, and with --pick as many as an evaluation has")
     ] = None,
     tasks: Annotated[str, typer.Option(help="only these, as in reach-v3,minigrid/LavaGapS7")] = "",
-    seed: Annotated[int | None, typer.Option(help="evaluation seed; default: the run's")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="evaluation seed; default: the run's")] = None,
     step: Annotated[int | None, typer.Option(help="checkpoint; default: the newest")] = None,
     sampled: Annotated[bool, typer.Option("--sampled", help="sample actions instead of taking the mode")] = False,
     out: Annotated[Path | None, typer.Option(help=".mp4 or .gif; default: in the run's folder, or in videos/")] = None,
@@ -166,6 +167,7 @@ def watch(
     """Write one video of several tasks at once: seeded episodes of an agent, or episodes of its training."""
     from rich.progress import Progress
 
+    from mtrl import runs
     from mtrl import watch as films
     from mtrl.config import ConfigError, load_config
 
@@ -179,6 +181,8 @@ def watch(
         films.check_format(path)
         _choose_gl()
         if training is None:
+            if run is not None:
+                runs.set_up_torch(runs.here(runs.config_of(run)))
             options: dict[str, Any] = {"episodes": episodes, "seed": seed, "step": step, "explore": sampled}
             reels = films.played(run or load_config(suite=suite, agent=agent), pick, names, **options)
         elif run is None or sampled or pick != "all" or (episodes, seed, step) != (None, None, None):

@@ -7,6 +7,7 @@ A misspelt key names its path and the nearest valid key. The agent's part is che
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,6 +19,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -49,7 +51,7 @@ class EvalConfig(Strict):
     )
     episodes: PositiveInt = Field(default=20, description="seeded episodes per task")
     seed: int = Field(
-        default=1_000_003, description="decides the evaluation episodes; the same for every agent and run"
+        default=1_000_003, ge=0, description="decides the evaluation episodes; the same for every agent and run"
     )
     stochastic: bool = Field(default=False, description="also evaluate sampled actions, beside the greedy ones")
     video: bool = Field(default=False, description="at the end, film the best and the worst episode of each task")
@@ -132,7 +134,7 @@ class RunConfig(Strict):
         default=None, description="environments in all, for a sampler that shares them out; None: copies per task"
     )
     sampler: SamplerConfig = Field(default_factory=SamplerConfig)
-    workers: int | Literal["auto"] = Field(
+    workers: NonNegativeInt | Literal["auto"] = Field(
         default="auto", description="processes that step environments; 0: in this process"
     )
     patience: PositiveFloat = Field(
@@ -162,6 +164,8 @@ class RunConfig(Strict):
     def _one_way_to_count(self) -> RunConfig:
         if self.slots is not None and self.sampler.kind == "pinned":
             raise ValueError("slots shares environments among tasks, which a sampler must do: set sampler.kind")
+        if self.slots is not None and self.copies != 1:
+            raise ValueError("slots and copies both say how many environments there are: leave one out")
         counted = "slots" if self.slots is not None else "copies" if isinstance(self.copies, tuple) else None
         for part in registry.parts(self.suite):
             if counted and part.copies > 1:
@@ -201,7 +205,10 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags
             raise ConfigError(f"override {text!r} is not of the form key=value")
     given = {key: value for key, value in flags.items() if value is not None}
     try:
-        merged = merge([*parts, OmegaConf.create(given), OmegaConf.from_dotlist(list(overrides))])
+        # One by one, and the agent first: its options belong to it, in whatever order they are written.
+        words = [f"agent.kind={text[6:]}" if re.fullmatch(r"agent=[^{\[]*", text) else text for text in overrides]
+        words.sort(key=lambda text: not text.startswith("agent.kind="))
+        merged = merge([*parts, OmegaConf.create(given), *(OmegaConf.from_dotlist([text]) for text in words)])
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     return parse_config(merged)

@@ -73,7 +73,8 @@ class Replay:
                 f"{self.nbytes / 2**30:.1f} GiB and this machine has {memory / 2**30:.1f} GiB: "
                 f"lower the capacity to {int(capacity * 0.8 * memory / self.nbytes):,} or less"
             )
-        self._rings = {group.name: _Ring(group, capacity, layouts[group.name]) for group in spec.groups}
+        shared = np.array([task.shared_reward for task in spec.tasks])
+        self._rings = {group.name: _Ring(group, capacity, layouts[group.name], shared) for group in spec.groups}
 
     @property
     def sizes(self) -> Array:
@@ -116,10 +117,13 @@ class Replay:
 class _Ring:
     """One group's transitions, one array per field; row ``k * capacity + i`` is the i-th place of its k-th task."""
 
-    def __init__(self, group: Group, capacity: int, fields: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
+    def __init__(
+        self, group: Group, capacity: int, fields: Mapping[str, tuple[tuple[int, ...], np.dtype]], shared: Array
+    ) -> None:
         self.name = group.name
         self.leaves = tuple(group.leaves)
         self.tasks = np.asarray(group.tasks, np.int64)
+        self._shared = shared[self.tasks]
         self.capacity = capacity
         # Task ids of a group are ascending but need not be adjacent.
         self._local = np.full(int(self.tasks.max()) + 1, -1, np.int64)
@@ -162,7 +166,10 @@ class _Ring:
                 self._data[f"next.{leaf}"][place] = after[keep]
         self._data["action"][place] = step.decision.action[self.name][keep]
         self._data["reward"][place] = step.reward[rows][keep]
-        self._data["terminated"][place] = step.terminated[rows][keep]
+        terminated = step.terminated[rows][keep]
+        if "alive" in leaves:  # its rows are their own: death ends one of them
+            terminated = terminated | (~step.next.leaves[self.name]["alive"][keep] & ~self._shared[local])
+        self._data["terminated"][place] = terminated
         self._head = (self._head + counts) % self.capacity
         self.sizes = np.minimum(self.sizes + counts, self.capacity)
 

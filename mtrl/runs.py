@@ -9,13 +9,16 @@
     runs/x/summary.json           final evaluation with every episode, versions, time
     runs/x/failure.json           the episode in which an environment failed for good: task, seed, actions, traceback
     runs/x/videos/
+    runs/x/training.lock          held by the process that trains it
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +28,13 @@ import numpy as np
 from mtrl import checkpoint, registry
 from mtrl.config import ConfigError, RunConfig, dump_config, load_config
 from mtrl.files import write_text
+from mtrl.machine import usable_cores
 from mtrl.spaces import Codec, codec, make_spec
 from mtrl.types import Agent, Layout, Obs, Spec, Task
 from mtrl.vector import EnvironmentFailedError
 
 CONFIG, SUMMARY, CHECKPOINTS, VIDEOS = "config.yaml", "summary.json", "checkpoints", "videos"
-FAILURE, EPISODES = "failure.json", "episodes.json"
+FAILURE, EPISODES, LOCK = "failure.json", "episodes.json", "training.lock"
 
 
 class RunError(RuntimeError):
@@ -42,6 +46,37 @@ def start(out: Path, config: RunConfig) -> None:
     if (out / CONFIG).exists():
         raise RunError(f"{out} already holds a run: resume it (mtrl train --resume {out}) or choose another --out")
     write_text(out / CONFIG, dump_config(config))
+
+
+@contextlib.contextmanager
+def claimed(out: Path, config: RunConfig, step: int | None, *, resume: bool) -> Iterator[None]:
+    """The run's folder while one process trains it, which the lock ends with, however it ends.
+
+    A run that goes on, perhaps for more steps than it was started for, has these in its ``config.yaml``, and no summary
+    of fewer.
+
+    Args:
+        out: the folder; made, unless ``resume``.
+        config: of the run.
+        step: of the checkpoint to go on from, if there is one.
+        resume: the run was begun before.
+
+    Raises:
+        RunError: it holds a run already, or is complete, or another process trains it.
+    """
+    if not resume:
+        start(out, config)
+    with (out / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process trains {out}: wait for it or stop it") from None
+        if resume:
+            if step is not None and step >= config.steps and (out / SUMMARY).exists():
+                raise RunError(f"{out} is complete at step {step}; to go on, ask for more with --steps")
+            write_text(out / CONFIG, dump_config(config))
+            (out / SUMMARY).unlink(missing_ok=True)
+        yield
 
 
 def config_of(out: Path) -> RunConfig:
@@ -71,6 +106,14 @@ def device_of(config: RunConfig) -> str:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for, but torch finds no CUDA device; use auto or cpu")
     return config.device
+
+
+def set_up_torch(config: RunConfig) -> None:
+    """Let torch compute as in the run: as many threads, and the same bits every time."""
+    import torch
+
+    torch.set_num_threads(config.threads or usable_cores())
+    reproducible(device_of(config))
 
 
 def reproducible(device: str) -> None:
@@ -148,11 +191,20 @@ def load(out: str | Path, step: int | None = None) -> Policy:
         action = policy.act(observation, "minigrid/LavaGapS7")
     """
     out = Path(out)
-    policy = untrained(config_of(out))
+    policy = untrained(here(config_of(out)))
     saved = checkpoint.load(out / CHECKPOINTS, step)
     policy.agent.load_policy(saved.state["agent"]["policy"])
     policy.step = saved.step
     return policy
+
+
+def here(config: RunConfig) -> RunConfig:
+    """The configuration, for a machine that may lack the GPU that it was trained on."""
+    try:
+        device_of(config)
+    except ConfigError:
+        return config.model_copy(update={"device": "cpu"})
+    return config
 
 
 def untrained(config: RunConfig) -> Policy:

@@ -273,11 +273,12 @@ def _numbers(space: gym.Space[Any], where: str) -> tuple[np.ndarray, np.ndarray,
     if isinstance(space, spaces.MultiDiscrete):
         sizes = np.ravel(space.nvec)
         eyes = [np.eye(int(n), dtype=np.float32) for n in sizes]
+        starts = np.ravel(space.start)
         total = int(sizes.sum())
         return (
             np.zeros(total, np.float32),
             np.ones(total, np.float32),
-            lambda raw: np.concatenate([eye[int(v)] for eye, v in zip(eyes, np.ravel(raw), strict=True)]),
+            lambda raw: np.concatenate([eye[int(v)] for eye, v in zip(eyes, np.ravel(raw) - starts, strict=True)]),
         )
     if isinstance(space, spaces.MultiBinary):
         total = int(np.prod(space.shape))

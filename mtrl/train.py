@@ -56,25 +56,22 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
         resume: go on from the newest intact checkpoint in ``out``.
 
     Raises:
-        RunError: ``out`` already holds a run, or the run to resume is complete; or an environment failed for good
-            (its episode is then in ``failure.json``).
+        RunError: ``out`` already holds a run, or the run to resume is complete, is trained by another process or holds
+            a policy alone; or an environment failed for good (its episode is then in ``failure.json``).
         FloatingPointError: a loss or parameter is not finite; names tensor, task and step. The last good
             checkpoint stays.
     """
-    torch.set_num_threads(config.threads or usable_cores())
-    runs.reproducible(runs.device_of(config))
+    runs.set_up_torch(config)
     mix = registry.mix(config.suite)
     tasks, spec = mix.tasks, make_spec(mix.tasks)
     agent = runs.make_agent(config, spec)
     copies, sampler = _slots(config, spec, mix, agent)
-    saved = checkpoint.load(out / runs.CHECKPOINTS) if resume and _checkpoints(out) else None
+    saved = _saved(out) if resume else None
     origin = transfer.prepare(agent, config, out, saved)
-    if not resume:
-        runs.start(out, config)  # only now: a mistake in the config leaves no folder behind
-    if saved is not None and saved.step >= config.steps and (out / runs.SUMMARY).exists():
-        raise runs.RunError(f"{out} is complete at step {saved.step}; to go on, ask for more with --steps")
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
+        # Only now: a mistake in the config leaves no folder behind.
+        stack.enter_context(runs.claimed(out, config, saved.step if saved else None, resume=resume))
         logger = stack.enter_context(_logger(config, out, spec, saved.step if saved else None))
         envs = _vector(config, tasks, spec, copies, sampler)
         stack.callback(envs.close)
@@ -136,11 +133,9 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
         save()
         if step >= config.steps:
             evaluation = _evaluate(config, agent, tasks, spec, logger, step)
-            used = {"threads": torch.get_num_threads(), "workers": envs.workers}
-            summary = {"steps": step, "parameters": sizes, "versions": checkpoint.versions(), "init": origin, **used}
-            runs.write_summary(
-                out, {**summary, "evaluation": evaluation.as_dict(), "seconds": time.monotonic() - started}
-            )
+            summary = {"steps": step, "parameters": sizes, "versions": checkpoint.versions(), "init": origin}
+            summary |= {"threads": torch.get_num_threads(), "workers": envs.workers, "evaluation": evaluation.as_dict()}
+            runs.write_summary(out, {**summary, "seconds": time.monotonic() - started})
             logger.summary(evaluation.metrics())
             for path in record(evaluation, out / runs.VIDEOS, step=step) if config.eval.video else ():
                 logger.video(path, path.stem, step)
@@ -186,7 +181,10 @@ def _slots(config: RunConfig, spec: Spec, mix: Mix, agent: Agent) -> tuple[list[
         number = len(config.copies)
         raise ConfigError(f"copies has {number} entries for {len(spec.tasks)} tasks: give one number, or one each")
     if config.slots:
-        copies = spread(config.slots, spec, task_weights(config.sampler.weights, spec, mix.parts))
+        try:
+            copies = spread(config.slots, spec, task_weights(config.sampler.weights, spec, mix.parts))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     elif isinstance(config.copies, tuple):
         copies = list(config.copies)
     else:
@@ -226,6 +224,14 @@ def _workers(config: RunConfig, tasks: Sequence[Task], spec: Spec, slots: int) -
     return min(cores, slots) if step_seconds(samples) / len(samples) * slots > WORTH_SHARING else 0
 
 
+def _saved(out: Path) -> checkpoint.Checkpoint | None:
+    """What a run goes on from; None if it has no checkpoint yet."""
+    saved = checkpoint.load(out / runs.CHECKPOINTS) if _checkpoints(out) else None
+    if saved is not None and saved.meta.get("exported"):
+        raise runs.RunError(f"{out} holds a policy alone: it can be evaluated, not trained further")
+    return saved
+
+
 def _last_good(out: Path) -> str:
     found = _checkpoints(out)
     return f"last good checkpoint: {found[-1]}" if found else "there is no checkpoint yet"
@@ -233,8 +239,8 @@ def _last_good(out: Path) -> str:
 
 def _checkpoints(out: Path) -> list[Path]:
     """Complete checkpoints, oldest first; a run killed while it saved its first one has none."""
-    found = [path for path in (out / runs.CHECKPOINTS).glob("step-*") if path.suffix != ".tmp"]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+    found = {path.name[5:]: path for path in (out / runs.CHECKPOINTS).glob("step-*")}
+    return [found[step] for step in sorted(filter(str.isdecimal, found), key=int)]  # others are no checkpoints of ours
 
 
 def _logger(config: RunConfig, out: Path, spec: Spec, resume_at: int | None) -> Logger:

@@ -105,3 +105,22 @@ def test_matched_configs_have_the_size_of_the_mixture(path: Path) -> None:
         sizes.append(network_sizes(agent))
     for own, other in zip(*(found.values() for found in sizes), strict=True):
         assert abs(own - other) < 0.01 * other
+
+
+@pytest.mark.parametrize("words", [["agent=sac", "agent.gamma=0.9"], ["agent.gamma=0.9", "agent=sac"]])
+def test_an_agent_and_its_options_in_any_order(words: list[str]) -> None:
+    config = load_config(None, words, suite="metaworld/mt3")
+    assert (config.agent["kind"], config.agent["gamma"]) == ("sac", 0.9)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["workers=-1"], "workers"),
+        (["eval.seed=-1"], "eval.seed"),
+        (["copies=3", "slots=4", "sampler.kind=uniform"], "slots and copies both say"),
+    ],
+)
+def test_what_would_fail_after_the_training_is_refused_before(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, words, suite="minigrid/mt3")

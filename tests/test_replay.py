@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -88,6 +89,19 @@ def test_parked_and_dead_rows_are_left_out() -> None:
     team = Replay(make_spec(alive=True), 10, seed=0)
     team.add(make_step(1, alive=False))
     assert team.sizes.tolist() == [1, 2, 1]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_death_ends_a_row_unless_the_team_shares_its_reward(shared: bool) -> None:
+    spec = make_spec(alive=True)
+    tasks = tuple(dataclasses.replace(task, shared_reward=shared) for task in spec.tasks)
+    spec = dataclasses.replace(spec, tasks=tasks)
+    replay, step = Replay(spec, 10, seed=0), make_step(1, alive=False)  # stamp 1: no slot ends by itself
+    step.obs.leaves["a"]["alive"][:] = True  # row 0 of three dies at this step
+    replay.add(step)
+    drawn = replay.sample(50)["a"]
+    assert set(drawn.reward[drawn.terminated]) == (set() if shared else {100.0})
+    assert {100.0, 101.0, 102.0} == set(drawn.reward)
 
 
 def test_tasks_without_data_are_not_drawn() -> None:

@@ -41,6 +41,7 @@ def written(made: Codec, obs: Any, info: dict[str, Any] | None = None) -> dict[s
         (Discrete(4), 2, [0, 0, 1, 0], [0] * 4, [1] * 4),
         (Discrete(3, start=5), 7, [0, 0, 1], [0] * 3, [1] * 3),
         (MultiDiscrete([2, 3]), np.array([1, 0]), [0, 1, 1, 0, 0], [0] * 5, [1] * 5),
+        (MultiDiscrete([2, 3], start=[1, -1]), np.array([2, -1]), [0, 1, 1, 0, 0], [0] * 5, [1] * 5),
         (MultiBinary(3), np.array([1, 0, 1], np.int8), [1, 0, 1], [0] * 3, [1] * 3),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import torch
 
 from mtrl import checkpoint, registry, runs
 from mtrl.config import RunConfig, parse_config
+from mtrl.log import METRICS
 from mtrl.train import train
 from mtrl.types import Journal
 from mtrl.vector import EnvironmentFailedError, replay
@@ -217,3 +219,40 @@ def test_export_and_load_act_alike(tmp_path: Path) -> None:
         assert whole.act(observation, task.name) == alone.act(observation, task.name)
     with pytest.raises(ValueError, match="did you mean 'probe/constant'"):
         whole.act(np.zeros(2, np.float32), "probe/constan")
+
+
+def test_an_extended_run_that_is_interrupted_can_be_resumed(tmp_path: Path) -> None:
+    settings = config({"kind": "random"}, "mtrl.testing:Probes/mix", steps=300)
+    out = tmp_path / "run"
+    train(settings, out)
+    last = checkpoint.load(out / runs.CHECKPOINTS)
+    shutil.copytree(last.path, last.path.with_suffix(".bak"))  # a user's copy is no checkpoint of ours
+    longer = settings.model_copy(update={"steps": 900})
+    with runs.claimed(out, longer, last.step, resume=True):  # as far as an interrupted one gets, at the least
+        with pytest.raises(runs.RunError, match="another process trains"):
+            train(longer, out, resume=True)
+        assert runs.config_of(out).steps == 900
+        assert not (out / runs.SUMMARY).exists()
+    summary = train(runs.config_of(out), out, resume=True)
+    assert summary.steps >= 900
+    with pytest.raises(runs.RunError, match="is complete"):
+        train(longer, out, resume=True)
+    assert (out / runs.SUMMARY).exists()
+
+
+def test_a_policy_alone_is_not_trained_further(tmp_path: Path) -> None:
+    settings = config({"kind": "random"}, "mtrl.testing:Probes/mix", steps=300)
+    train(settings, tmp_path / "run")
+    runs.export(tmp_path / "run", tmp_path / "policy")
+    with pytest.raises(runs.RunError, match="holds a policy alone"):
+        train(settings, tmp_path / "policy", resume=True)
+    assert not (tmp_path / "policy" / METRICS).exists()
+
+
+def test_a_policy_made_on_a_gpu_loads_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(PPO, "mtrl.testing:Probes/discrete", steps=200)
+    train(settings, tmp_path / "run")
+    path = tmp_path / "run" / runs.CONFIG
+    path.write_text(path.read_text().replace("device: auto", "device: cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert str(runs.load(tmp_path / "run").agent.device) == "cpu"  # type: ignore[attr-defined]

@@ -38,7 +38,7 @@ class SAC:
     """Learns any mix of continuous groups, whose observations and actions may differ.
 
     Raises:
-        ValueError: a group with discrete actions; the message names it.
+        ValueError: a group with discrete actions, or teams that share their reward; the message names it.
     """
 
     recurrent = False
@@ -82,6 +82,10 @@ class SAC:
         for group in spec.groups:
             if not isinstance(group.action, Box):
                 raise ValueError(f"sac needs continuous actions, group {group.name!r} has {group.action}; try ppo")
+        for task in spec.tasks:
+            if task.shared_reward:
+                reason = "shares its reward with the dead, whose steps replay does not keep"
+                raise ValueError(f"group {task.group!r}: the team of {task.name!r} {reason}; try ppo")
         self.spec, self.config, self.seed, self.device = spec, config, seed, torch.device(device)
         self.probe = probe(device) if config.matmul == "auto" else Probe(config.matmul, 0.0, 0.0, 1.0)
         self.route: Route = self.probe.route
@@ -131,7 +135,7 @@ class SAC:
     @property
     def warm(self) -> bool:
         """Whether there is enough data to learn from."""
-        return int(self.replay.sizes.sum()) >= self.config.warmup * len(self.spec.tasks)
+        return int(self.replay.sizes.sum()) >= min(self.config.warmup, self.config.capacity) * len(self.spec.tasks)
 
     def actor(self, layout: Layout, *, explore: bool) -> Actor:
         return SACActor(self, layout, explore)

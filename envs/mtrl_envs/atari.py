@@ -214,7 +214,8 @@ class Atari:
         return tuple(self._task(game, rom_name(game)) for game in _table()["groups"].get(group, (group,)))
 
     def _task(self, game: str, rom: str) -> Task:
-        score = _table()["scores"].get(game)
+        # Published returns are those of whole games, not of one life.
+        score = None if self.life_loss_ends else _table()["scores"].get(game)
         return Task(
             name=f"{self.name}/{game}",
             build=functools.partial(

@@ -21,13 +21,15 @@ EPS = 1e-8
 class Balancer(Protocol):
     """``loss = balancer(losses)``, backward and optimiser step, then ``balancer.step(...)``.
 
+    ``present`` [K] bool: tasks that the batch holds (None: all); the others neither count nor learn a weight.
+
     ``needs_after`` says whether ``step`` wants the losses [K] of the same batch, computed anew behind the optimiser's
     step; others take None.
     """
 
     needs_after: bool
 
-    def __call__(self, losses: Tensor) -> Tensor: ...
+    def __call__(self, losses: Tensor, present: Tensor | None = None) -> Tensor: ...
     def step(self, after: Tensor | None = None) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -46,9 +48,10 @@ class Uncertainty:
         self.log_variance = nn.Parameter(torch.zeros(num_tasks, device=device))
         self.optimizer = torch.optim.Adam([self.log_variance], lr)
 
-    def __call__(self, losses: Tensor) -> Tensor:
+    def __call__(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Losses [K] -> a scalar; its backward pass also reaches the s_k."""
-        return (torch.exp(-self.log_variance) * losses + self.log_variance).sum() / 2
+        terms = torch.exp(-self.log_variance) * losses + self.log_variance
+        return (terms if present is None else terms[present]).sum() / 2
 
     def step(self, after: Tensor | None = None) -> None:
         self.optimizer.step()
@@ -79,26 +82,30 @@ class IGB:
     def __init__(self, num_tasks: int, *, period: int = 1000) -> None:
         self.period = period
         self.calls = 0
-        self.total = torch.zeros(num_tasks, dtype=torch.float64)
+        self.total, self.count = (torch.zeros(num_tasks, dtype=torch.float64) for _ in range(2))
 
-    def __call__(self, losses: Tensor) -> Tensor:
+    def __call__(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Losses [K] -> a scalar."""
         seen = losses.detach().double().cpu()
+        here = torch.ones(len(seen), dtype=torch.bool) if present is None else present.cpu()
         self.calls += 1
         if self.period < self.calls <= 2 * self.period:
-            self.total += seen
-        weights = torch.ones_like(seen)
+            self.total, self.count = self.total + seen * here, self.count + here
+        weights = here.double()
         if self.calls > 2 * self.period:
-            weights = len(seen) * torch.softmax(seen / (self.total / self.period).clamp(min=EPS), 0)
+            # A task that was absent from the second period has no base: it counts as one that stands where it stood.
+            base = torch.where(self.count > 0, self.total / self.count.clamp(min=1), seen).clamp(min=EPS)
+            weights = here.sum() * torch.softmax((seen / base).masked_fill(~here, -torch.inf), 0)
         return (weights.to(losses) * torch.log(losses + EPS)).sum()
 
     def step(self, after: Tensor | None = None) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
-        return {"calls": self.calls, "total": self.total.clone()}
+        return {"calls": self.calls, "total": self.total.clone(), "count": self.count.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.calls, self.total = int(state["calls"]), state["total"].clone()
+        self.calls = int(state["calls"])
+        self.total, self.count = state["total"].clone(), state["count"].clone()
 
 
 class FAMO:
@@ -122,10 +129,12 @@ class FAMO:
         self.logits = nn.Parameter(torch.zeros(num_tasks, device=device))
         self.optimizer = torch.optim.Adam([self.logits], lr, weight_decay=decay)
         self._before: Tensor | None = None
+        self._absent: Tensor = torch.zeros(num_tasks, dtype=torch.bool, device=device)
 
-    def __call__(self, losses: Tensor) -> Tensor:
+    def __call__(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Losses [K] -> a scalar whose gradient is a weighted mean of theirs."""
-        weights = torch.softmax(self.logits.detach(), 0)
+        self._absent = torch.zeros_like(losses, dtype=torch.bool) if present is None else ~present
+        weights = torch.softmax(self.logits.detach().masked_fill(self._absent, -torch.inf), 0)
         self._before = losses.detach()
         scale = 1 / (weights / (self._before + EPS)).sum()
         return scale * (weights * torch.log(losses + EPS)).sum()
@@ -141,7 +150,8 @@ class FAMO:
         fall = torch.log(self._before + EPS) - torch.log(after.detach() + EPS)
         self._before = None
         with torch.enable_grad():
-            gradient = torch.autograd.grad(torch.softmax(self.logits, 0), self.logits, grad_outputs=fall)
+            weights = torch.softmax(self.logits.masked_fill(self._absent, -torch.inf), 0)
+            gradient = torch.autograd.grad(weights, self.logits, grad_outputs=fall)
         self.logits.grad = gradient[0]
         self.optimizer.step()
 

@@ -67,7 +67,9 @@ class SquashedPolicy(nn.Module):
             self.register_buffer(f"local:{group.name}", local, persistent=False)
             assert isinstance(group.action, Box)  # agents have checked
             for end, values in (("low", group.action.low), ("high", group.action.high)):
-                self.register_buffer(f"{end}:{group.name}", torch.as_tensor(values), persistent=False)
+                self.register_buffer(
+                    f"{end}:{group.name}", torch.as_tensor(values, dtype=torch.float32), persistent=False
+                )
 
     def forward(self, obs: Mapping[str, Mapping[str, Tensor]], task: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Leaves per group and the tasks [n] of their rows -> (mean, log deviation) [n_g, a] per group."""
@@ -98,8 +100,14 @@ class ActionCritic(nn.Module):
 
     def __init__(self, spec: Spec, perception: PerceptionConfig, trunk: TrunkConfig, out: int) -> None:
         super().__init__()
-        groups = tuple(dataclasses.replace(group, leaves=with_action(group)) for group in spec.groups)
-        self.perception = Perception(dataclasses.replace(spec, groups=groups), perception, state=True)
+        # Who ignores the vector still needs the action, which comes in its place.
+        self.reads_vector = "vector" not in perception.ignore
+        perception = perception.model_copy(update={"ignore": tuple(set(perception.ignore) - {"vector"})})
+        groups = []
+        for group in spec.groups:
+            kept = {leaf: box for leaf, box in group.leaves.items() if leaf != "vector" or self.reads_vector}
+            groups.append(dataclasses.replace(group, leaves=with_action(dataclasses.replace(group, leaves=kept))))
+        self.perception = Perception(dataclasses.replace(spec, groups=tuple(groups)), perception, state=True)
         self.trunk = make_trunk(trunk, self.perception.width, len(spec.tasks), self.perception.view)
         self.head = TaskMLP(len(spec.tasks) if self.trunk.per_task else 1, (self.trunk.out, out))
 
@@ -107,7 +115,7 @@ class ActionCritic(nn.Module):
         """Leaves and actions in [-1, 1] per group, tasks [n] of their rows -> [n, out]."""
         latents = []
         for name, leaves in obs.items():
-            own = [leaves["vector"]] if "vector" in leaves else []
+            own = [leaves["vector"]] if "vector" in leaves and self.reads_vector else []
             latents.append(self.perception({**leaves, "vector": torch.cat([*own, action[name]], 1)}, name))
         features = self.trunk(torch.cat(latents), task)
         return self.head(features, task if self.trunk.per_task else torch.zeros_like(task))

@@ -88,16 +88,16 @@ class Descent:
             found = [loss(part) for part in parts]
             means = [_mean(each, part) for each, part in zip(found, parts, strict=True)]
             self.aggregator.backward(means, self.net)
-            mean, losses = torch.stack(means).detach().mean(), torch.cat(found)
+            mean, losses, task = torch.stack(means).detach().mean(), torch.cat(found), [part.task for part in parts]
         else:
-            losses = loss(rows)
+            losses, task = loss(rows), [rows.task]
             mean = _mean(losses, rows)
-            (mean if self.balancer is None else self.balancer(self._per_task(losses, rows))).backward()
+            (mean if self.balancer is None else self.balancer(*self._per_task(losses, rows))).backward()
             mean = mean.detach()
         parameters = list(self.net.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
         if not torch.isfinite(mean + norm):
-            raise FloatingPointError(f"{self._explain(losses, rows.task)} at update {update}")
+            raise FloatingPointError(f"{self._explain(losses, torch.cat(task))} at update {update}")
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm, foreach=True)
         return mean
@@ -105,20 +105,20 @@ class Descent:
     def step(self, loss: Callable[[Any], Tensor], rows: Parted) -> None:
         """Go there. ``loss`` and ``rows`` as before, for balancers that look at what came of it."""
         self.optimizer.step()
+        torch.clear_autocast_cache()  # it holds the weights of before the step
         if self.balancer is not None:
             after = None
             if self.balancer.needs_after:
-                torch.clear_autocast_cache()  # it holds the weights of before the step
                 with torch.no_grad():
-                    after = self._per_task(loss(rows), rows)
+                    after = self._per_task(loss(rows), rows)[0]
             self.balancer.step(after)
 
-    def _per_task(self, losses: Tensor, rows: Parted) -> Tensor:
-        """Mean loss of each task, [T]."""
+    def _per_task(self, losses: Tensor, rows: Parted) -> tuple[Tensor, Tensor]:
+        """Mean loss of each task [T], 0 of those that are absent, and which are present [T]."""
         weight = torch.ones_like(losses) if rows.weight is None else rows.weight
         none = losses.new_zeros(len(self.tasks))
         share = none.index_add(0, rows.task, weight)
-        return none.index_add(0, rows.task, losses * weight) / share.masked_fill(share == 0, 1.0)
+        return none.index_add(0, rows.task, losses * weight) / share.masked_fill(share == 0, 1.0), share > 0
 
     def _explain(self, losses: Tensor, task: Tensor) -> str:
         bad = sorted({self.tasks[int(t)] for t in task[~torch.isfinite(losses)].tolist()})

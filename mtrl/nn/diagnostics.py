@@ -52,8 +52,9 @@ def effective_rank(features: Tensor) -> Tensor:
 
     Roy & Vetterli 2007 (https://ieeexplore.ieee.org/document/7098875). 0 for features that are all zero.
     """
-    gram = features.T @ features if features.shape[1] <= features.shape[0] else features @ features.T
-    values = torch.linalg.eigvalsh(gram.double()).clamp(min=0).sqrt()
+    x = features.double()  # also where autocast would multiply in bfloat16, in which rank one looks like rank 60
+    gram = x.T @ x if x.shape[1] <= x.shape[0] else x @ x.T
+    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     if not bool(values.any()):
         return features.new_zeros(())
     share = values / values.sum()
@@ -103,7 +104,8 @@ def conflict_metrics(name: str, loss: Tensor, task: Tensor, net: nn.Module) -> d
     if len(losses) < 2 or not shared:
         return {}
     jacobian = task_jacobian(losses, shared, retain_graph=True)
-    found = gradient_conflict(jacobian @ jacobian.T)
+    with torch.autocast(jacobian.device.type, enabled=False):
+        found = gradient_conflict(jacobian @ jacobian.T)
     return {f"diagnostics/{name}/gradient_{key}": float(value) for key, value in found._asdict().items()}
 
 

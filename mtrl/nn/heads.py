@@ -226,7 +226,8 @@ class ActionHead(nn.Module):
         """A sample as the environment wants it: ids unchanged, numbers clipped to [-1, 1] and mapped to the bounds."""
         if self.discrete:
             return action
-        return self.low + (action.clamp(-1, 1) + 1) * 0.5 * (self.high - self.low)
+        # Rounding may step over a bound.
+        return (self.low + (action.clamp(-1, 1) + 1) * 0.5 * (self.high - self.low)).clamp(self.low, self.high)
 
 
 class ValueHead(nn.Module):

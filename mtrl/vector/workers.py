@@ -78,7 +78,7 @@ class _Link(NamedTuple):
 
     def ready(self, seconds: float) -> bool:
         """Whether there is something to read, or an end, within this time."""
-        return bool(self.poller.poll(min(int(seconds * 1000), _LONGEST)))
+        return bool(self.poller.poll(int(min(seconds * 1000, _LONGEST))))
 
     def get(self) -> bytes:
         """The next byte; empty if the other side is gone."""
@@ -215,7 +215,7 @@ class Workers:
             self._brief(worker)
             self._order(worker, _RESTORE, mine)
             try:
-                return self._answer(worker, len(mine))
+                return self._answer(worker, _played(mine))
             except EnvironmentFailedError as again:
                 error = again
 
@@ -227,7 +227,7 @@ class Workers:
             self._order(worker, _RESTORE, mine)
         for worker, mine in work.items():
             try:
-                self._answer(worker, len(mine))
+                self._answer(worker, _played(mine))
             except EnvironmentFailedError as error:
                 self._replace(worker, error, running)
             self._tries[worker] = 0
@@ -269,6 +269,11 @@ class Workers:
         began = slot != PARKED and self._owner[slot] == worker
         where = self.buffers.where(self._program, slot) if began else "before its first episode"
         return EnvironmentFailedError(f"{where}: worker process {worker} {how}", slot if began else None)
+
+
+def _played(episodes: Sequence[Running]) -> int:
+    """Steps that bringing slots to where these episodes are takes, a reset counting as one."""
+    return sum(1 + len(episode.actions) for episode in episodes)
 
 
 def plan_moves(owner: Sequence[int], cost: Array, movable: Sequence[int], workers: int) -> dict[int, int]:

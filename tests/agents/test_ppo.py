@@ -14,6 +14,7 @@ from gymnasium.spaces import Box, Discrete
 from mtrl import registry
 from mtrl.nn.actor_critic import Rows, appraise, decide, to_rows
 from mtrl.nn.bootstrap import judge_rollout
+from mtrl.nn.heads import ActionHead
 from mtrl.nn.perception import to_tensors
 from mtrl.spaces import make_spec
 from mtrl.testing.probes import TARGET, VALUES
@@ -408,3 +409,20 @@ def test_what_is_for_a_critic_alone_is_refused_where_the_body_is_shared() -> Non
     for field, value in {"critic_fit": "rollout", "critic_gradients": "pcgrad", "critic_balance": "famo"}.items():
         with pytest.raises(ValueError, match=f"{field}={value} is for a critic alone"):
             PPO(spec, PPO.Config.model_validate({"share": True, field: value}), seed=0)
+
+
+def test_bf16_learns_with_the_weights_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast keeps its copies of the weights until the context ends: what the policy moved by would not be seen."""
+    moved = {}
+    for route in ("default", "bf16"):
+        run = Run("mtrl.testing:Probes/discrete", matmul=route, lr=1e-2, epochs=3, minibatches=4).train(1)
+        moved[route] = run.metrics["losses/approx_kl"]
+    assert moved["bf16"] == pytest.approx(moved["default"], rel=0.3)
+
+
+def test_actions_stay_within_bounds_that_rounding_would_overstep() -> None:
+    box = Box(np.float32(-0.6), np.float32(0.35), (1,), np.float32)
+    group = Group("g", {"vector": Box(-1, 1, (2,), np.float32)}, box, (0,))
+    head = ActionHead(group, 2, per_task=False)
+    assert box.contains(head.to_env(torch.tensor([[1.0]]))[0].numpy())
+    assert box.contains(head.to_env(torch.tensor([[-3.0]]))[0].numpy())

@@ -401,3 +401,42 @@ def test_looks_inside_are_logged_every_few_records() -> None:
     assert [bool(names) for names in records] == [False, True, False, True]
     names = {"policy/effective_rank", "critic/expert_cosine", "critic/probe/1_expert3", "critic/gradient_negative"}
     assert {f"diagnostics/{name}" for name in names} <= records[1]
+
+
+def test_bounds_in_float64_learn_in_float32() -> None:
+    wide = Box(np.array([0.0]), np.array([5.0]), dtype=np.float64)  # type: ignore[arg-type]
+    spec = Spec((TaskInfo("probe/a", "arm", 5),), (Group("arm", {"vector": LINE}, wide, (0,)),))
+    agent = make(spec)
+    assert {
+        agent.policy.to_unit(torch.ones(2, 1), "arm").dtype,
+        agent.policy.to_env(torch.ones(2, 1), "arm").dtype,
+    } == {torch.float32}
+
+
+@pytest.mark.parametrize("ignore", [(), ("vector",)])
+def test_values_depend_on_the_action_whatever_is_ignored(ignore: tuple[str, ...]) -> None:
+    leaves = {"vector": Box(-1.0, 1.0, (3,), np.float32), "image": Box(0, 255, (3, 8, 8), np.uint8)}
+    spec = Spec((TaskInfo("probe/a", "eye", 5),), (Group("eye", leaves, LINE, (0,)),))
+    critic = make(spec, perception={"ignore": ignore}).critics[0]
+    action = torch.zeros(2, 1, requires_grad=True)
+    obs = {"vector": torch.rand(2, 3, requires_grad=True), "image": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}
+    value = critic({"eye": obs}, {"eye": action}, torch.zeros(2, dtype=torch.int64))
+    on_action, on_vector = torch.autograd.grad(value.sum(), (action, obs["vector"]), allow_unused=True)
+    assert on_action is not None
+    assert bool(on_action.any())
+    assert (on_vector is None) == bool(ignore)
+
+
+def test_a_memory_smaller_than_the_warm_up_learns_when_it_is_full() -> None:
+    agent = make(ragged_spec(), capacity=5, warmup=50)
+    ragged_run(agent, SACActor(agent, RAGGED_LAYOUT, True), 20)
+    assert agent.warm
+
+
+def test_teams_that_share_their_reward_are_refused() -> None:
+    spec = Spec(
+        (TaskInfo("probe/a", "arm", 5, agents=2, shared_reward=True),),
+        (Group("arm", {"vector": LINE, "alive": Box(0, 1, (), np.bool_)}, LINE, (0,)),),  # type: ignore[call-overload]
+    )
+    with pytest.raises(ValueError, match="group 'arm': the team of 'probe/a' shares its reward with the dead"):
+        make(spec)

@@ -84,3 +84,23 @@ def test_a_restored_balancer_goes_on_alike(name: Any) -> None:
     expected = drive(one, 4)
     generator.set_state(state)
     assert drive(two, 4) == expected
+
+
+@pytest.mark.parametrize("name", get_args(BalancerName))
+def test_an_absent_task_neither_counts_nor_disturbs_the_others(name: Any) -> None:
+    """Two of three tasks are there: as with these two alone, and the third one's weight does not run away."""
+    whole, pair = make_balancer(name, 3), make_balancer(name, 2)
+    present = torch.tensor([True, True, False])
+    for step in range(30):
+        losses = torch.tensor([2.0, 0.5 + 0.01 * step, 0.0], requires_grad=True)
+        two = losses.detach()[:2].clone().requires_grad_()
+        (grad,) = torch.autograd.grad(whole(losses, present), losses, retain_graph=True)
+        (want,) = torch.autograd.grad(pair(two), two, retain_graph=True)
+        torch.testing.assert_close(grad[:2], want)
+        assert float(grad[2]) == 0.0
+        if name == "uncertainty":
+            whole(losses, present).backward()
+            pair(two).backward()
+        after = losses.detach() * 0.9
+        whole.step(after if whole.needs_after else None)
+        pair.step(after[:2] if pair.needs_after else None)

@@ -132,3 +132,10 @@ def test_there_is_no_conflict_of_one_task_or_without_shared_parameters() -> None
     one = torch.zeros(3, dtype=torch.int64)
     assert conflict_metrics("net", net(x, one), one, net) == {}
     assert conflict_metrics("head", net(x, one), torch.tensor([0, 1, 1]), nn.Identity()) == {}
+
+
+def test_ranks_are_those_of_float32_under_autocast() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(300, 1, generator=generator) @ torch.randn(1, 200, generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float(effective_rank(features)) < 1.5
