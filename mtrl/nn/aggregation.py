@@ -6,7 +6,8 @@ weights; J^T w replaces the gradient. Parameters that belong to one task keep it
 
 Methods are those of TorchJD (https://github.com/TorchJD/torchjd; the extra ``gradients``), which also names the papers.
 Around them, three traps measured with TorchJD 0.18.0 are taken out: gradients much smaller than 1, for which some
-methods quietly do nothing; tasks without gradient, which stop MGDA and CAGrad; draws from the global generator.
+methods quietly do nothing; tasks without gradient, which stop MGDA and CAGrad; draws from the global generator. One
+is left: GradVac's running targets belong to pairs of tasks, and start anew when a batch lacks one of them.
 """
 
 from __future__ import annotations
