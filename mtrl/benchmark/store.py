@@ -308,7 +308,7 @@ def _told_apart(found: Sequence[Run]) -> list[Run]:
         for run, own in zip(group, settings, strict=True):
             if places:
                 changed = [f"{place.removeprefix('agent.')}={_value(own, place)}" for place in places]
-                label = f"{run.agent} ({', '.join(changed[:3])}{', ...' if len(changed) > 3 else ''})"
+                label = f"{run.agent} ({', '.join(changed)})"  # all of it: a part could be another run's, too
                 run = replace(run, agent=label, rows=tuple({**row, "agent": label} for row in run.rows))
             other = seeds.setdefault((run.agent, run.seed), run)
             if other is not run:
