@@ -123,8 +123,8 @@ def save(folder: Path, step: int, state: Mapping[str, Any], meta: Mapping[str, A
     _sync(folder / (LATEST + ".tmp"))
     (folder / (LATEST + ".tmp")).replace(folder / LATEST)
     _sync(folder)
-    older = [path for number, path in sorted(_all(folder).items(), reverse=True) if number <= step]
-    for path in set(_all(folder).values()) - set(older[:keep]) | set(folder.glob("step-*.tmp")):
+    older = [path for number, path in sorted(saved_in(folder).items(), reverse=True) if number <= step]
+    for path in set(saved_in(folder).values()) - set(older[:keep]) | set(folder.glob("step-*.tmp")):
         shutil.rmtree(path)
     return final
 
@@ -138,7 +138,7 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
     Raises:
         CheckpointError: there is none, or none is intact.
     """
-    found = _all(folder)
+    found = saved_in(folder)
     if not found:
         raise CheckpointError(f"no checkpoint in {folder}")
     if step is not None:
@@ -175,7 +175,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _all(folder: Path) -> dict[int, Path]:
+def saved_in(folder: Path) -> dict[int, Path]:
+    """Step -> folder of every checkpoint in ``folder``, intact or not; what else lies there, such as copies, is not."""
     return {int(path.name[5:]): path for path in folder.glob("step-*") if path.name[5:].isdecimal()}
 
 

@@ -225,22 +225,17 @@ def _workers(config: RunConfig, tasks: Sequence[Task], spec: Spec, slots: int) -
 
 
 def _saved(out: Path) -> checkpoint.Checkpoint | None:
-    """What a run goes on from; None if it has no checkpoint yet."""
-    saved = checkpoint.load(out / runs.CHECKPOINTS) if _checkpoints(out) else None
+    """What a run goes on from; None if it has no checkpoint yet, as when it was killed while it saved its first one."""
+    folder = out / runs.CHECKPOINTS
+    saved = checkpoint.load(folder) if checkpoint.saved_in(folder) else None
     if saved is not None and saved.meta.get("exported"):
         raise runs.RunError(f"{out} holds a policy alone: it can be evaluated, not trained further")
     return saved
 
 
 def _last_good(out: Path) -> str:
-    found = _checkpoints(out)
-    return f"last good checkpoint: {found[-1]}" if found else "there is no checkpoint yet"
-
-
-def _checkpoints(out: Path) -> list[Path]:
-    """Complete checkpoints, oldest first; a run killed while it saved its first one has none."""
-    found = {path.name[5:]: path for path in (out / runs.CHECKPOINTS).glob("step-*")}
-    return [found[step] for step in sorted(filter(str.isdecimal, found), key=int)]  # others are no checkpoints of ours
+    found = checkpoint.saved_in(out / runs.CHECKPOINTS)
+    return f"last good checkpoint: {found[max(found)]}" if found else "there is no checkpoint yet"
 
 
 def _logger(config: RunConfig, out: Path, spec: Spec, resume_at: int | None) -> Logger:

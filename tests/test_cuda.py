@@ -27,15 +27,12 @@ from mtrl.testing import check_agent
 from mtrl.testing.agent_check import GROUPS
 from mtrl.train import train
 from tests.sameness import assert_same_run, rewind
+from tests.trunks import small
 
 DEVICE = os.environ.get("MTRL_TEST_DEVICE", "cuda")
 pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device")
 
-SMALL: dict[str, dict[str, Any]] = {
-    "moe_topk": {"experts": 3, "top_k": 2, "expert_width": 8, "gate": (8,)},
-    "soft_modules": {"widths": (16, 16), "experts": 2, "encoder": (16,), "gate": (16,)},
-}
-TRUNKS = {kind: TrunkConfig(**{"kind": kind, "widths": (32, 16), **SMALL.get(kind, {})}) for kind in get_args(Kind)}  # type: ignore[arg-type]
+TRUNKS = {kind: TrunkConfig(**small(kind, 32, 16)) for kind in get_args(Kind)}
 PPO: dict[str, Any] = {"kind": "ppo", "rollout": 50, "epochs": 2, "minibatches": 2}
 SAC: dict[str, Any] = {"kind": "sac", "warmup": 40, "batch_size": 16, "capacity": 500}
 

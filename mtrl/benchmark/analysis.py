@@ -263,7 +263,8 @@ def reached(runs: Sequence[Run], actions: str, level: float) -> Reached:
             steps.append(first)
             if run.cost:
                 hours.append(run.cost.core_hours_at(first))
-    middle = (median_high(steps) if steps else None, median_high(hours) if hours else None)  # an evaluation that was
+    # The higher of the two in the middle: between them there was no evaluation.
+    middle = (median_high(steps) if steps else None, median_high(hours) if hours else None)
     return Reached(level, len(steps), len(runs), *middle)
 
 
@@ -300,11 +301,13 @@ def _judge(entries: Sequence[Entry], improvement: Mapping[tuple[str, str], Estim
         for rival in rivals:
             found = improvement.get((best.agent, rival.agent))
             fewest = min(len(best.seeds), len(rival.seeds))
-            clear = found is not None and found.low > 0.5 and fewest > 1
-            behind = found is not None and found.high < 0.5 and fewest > 1
-            (better if behind else open_ if not clear else hinted if fewest < stats.FEW_RUNS else beaten).append(
-                rival.agent
-            )
+            if found is None or fewest < 2 or found.low <= 0.5 <= found.high:
+                place = open_
+            elif found.high < 0.5:
+                place = better
+            else:
+                place = hinted if fewest < stats.FEW_RUNS else beaten
+            place.append(rival.agent)
         verdict += f"; it beats {_and(beaten)}" if beaten else ""
         verdict += f"; it seems to beat {_and(hinted)}" if hinted else ""
         verdict += "."

@@ -59,16 +59,14 @@ def sweep(spec: Spec, root: Path, run: Callable[[Spec], Grid]) -> Found:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     root.mkdir(parents=True, exist_ok=True)
     backend = optuna.storages.journal.JournalFileBackend(str(root / STUDY))
-    storage = optuna.storages.JournalStorage(backend)
-    drawn = sum(storage.get_n_trials(one._study_id) for one in storage.get_all_studies())
     study = optuna.create_study(
-        storage=storage,
-        # A search that goes on must not draw again what it drew when it began.
-        sampler=optuna.samplers.TPESampler(seed=wanted.seed + 1_000_003 * drawn),
+        storage=optuna.storages.JournalStorage(backend),
         study_name=spec.name,
         direction="maximize",
         load_if_exists=True,
     )
+    # A search that goes on must not draw again what it drew when it began.
+    study.sampler = optuna.samplers.TPESampler(seed=wanted.seed + 1_000_003 * len(study.trials))
     states = optuna.trial.TrialState
     while True:
         begun = study.get_trials(states=(states.RUNNING,))  # by a process that was interrupted

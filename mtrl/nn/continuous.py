@@ -10,7 +10,7 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 
-from mtrl.nn.heads import TaskMLP
+from mtrl.nn.heads import TaskMLP, to_bounds
 from mtrl.nn.perception import Perception, PerceptionConfig, flat_width, with_action
 from mtrl.nn.trunk import TrunkConfig, make_trunk
 from mtrl.types import Spec
@@ -92,7 +92,7 @@ class SquashedPolicy(nn.Module):
     def to_env(self, action: Tensor, group: str) -> Tensor:
         """[-1, 1] to the environment's bounds."""
         low, high = self.get_buffer(f"low:{group}"), self.get_buffer(f"high:{group}")
-        return torch.clamp(low + (action + 1) / 2 * (high - low), low, high)
+        return to_bounds(action, low, high)
 
 
 class ActionCritic(nn.Module):
@@ -102,7 +102,8 @@ class ActionCritic(nn.Module):
         super().__init__()
         # Who ignores the vector still needs the action, which comes in its place.
         self.reads_vector = "vector" not in perception.ignore
-        perception = perception.model_copy(update={"ignore": tuple(set(perception.ignore) - {"vector"})})
+        ignored = tuple(leaf for leaf in perception.ignore if leaf != "vector")
+        perception = perception.model_copy(update={"ignore": ignored})
         groups = []
         for group in spec.groups:
             kept = {leaf: box for leaf, box in group.leaves.items() if leaf != "vector" or self.reads_vector}

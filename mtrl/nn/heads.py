@@ -184,6 +184,11 @@ class Gaussian:
         return Gaussian(self.mean[rows], self.log_std[rows])
 
 
+def to_bounds(unit: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Numbers in [-1, 1] to [low, high], which rounding does not step over."""
+    return torch.clamp(low + (unit + 1) * 0.5 * (high - low), low, high)
+
+
 class ActionHead(nn.Module):
     """Action distribution of one group.
 
@@ -226,8 +231,7 @@ class ActionHead(nn.Module):
         """A sample as the environment wants it: ids unchanged, numbers clipped to [-1, 1] and mapped to the bounds."""
         if self.discrete:
             return action
-        # Rounding may step over a bound.
-        return (self.low + (action.clamp(-1, 1) + 1) * 0.5 * (self.high - self.low)).clamp(self.low, self.high)
+        return to_bounds(action.clamp(-1, 1), self.low, self.high)
 
 
 class ValueHead(nn.Module):

@@ -13,17 +13,10 @@ from mtrl.nn.balancers import BalancerName
 from mtrl.nn.linear import Route
 from mtrl.nn.trunk.config import Kind
 from mtrl.testing import check_agent
+from tests.trunks import small
 
 METHODS, BALANCERS, ROUTES = get_args(Method), get_args(BalancerName), get_args(Route)
-TRUNKS: tuple[dict[str, Any], ...] = tuple(
-    {
-        "kind": kind,
-        "widths": (16, 16) if kind == "soft_modules" else (16,),
-        **({"experts": 3, "top_k": 2, "expert_width": 8, "gate": (8,)} if kind == "moe_topk" else {}),
-        **({"experts": 2, "encoder": (16,), "gate": (16,)} if kind == "soft_modules" else {}),
-    }
-    for kind in get_args(Kind)
-)
+TRUNKS = tuple(small(kind, 16) for kind in get_args(Kind))
 # Field -> values it may take; each is left as it is in two of three draws.
 CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
     "ppo": {

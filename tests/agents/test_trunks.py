@@ -12,11 +12,7 @@ from mtrl.spaces import make_spec
 from mtrl.testing import Probes, drive
 from mtrl_agents.ppo import PPO
 from mtrl_agents.sac import SAC
-
-SIZES: dict[str, dict[str, Any]] = {
-    "moe_topk": {"experts": 3, "top_k": 2, "expert_width": 8, "gate": (8,)},
-    "soft_modules": {"widths": (16, 16), "experts": 2, "encoder": (16,), "gate": (16,)},
-}
+from tests.trunks import small
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
@@ -30,7 +26,7 @@ SIZES: dict[str, dict[str, Any]] = {
     ids=["ppo", "ppo with memory", "sac"],
 )
 def test_agents_take_any_trunk(kind: str, agent_class: Any, options: dict[str, Any], group: str) -> None:
-    options = {**options, "trunk": {"kind": kind, "widths": (16,), **SIZES.get(kind, {})}}
+    options = {**options, "trunk": small(kind, 16)}
     tasks = Probes().tasks(group)
     agent = agent_class(make_spec(tasks), agent_class.Config(**options), seed=0)
     before = {name: p.clone() for name, p in agent.policy.named_parameters()}
