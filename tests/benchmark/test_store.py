@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,12 @@ def test_single_runs_with_other_settings_are_no_seeds_of_one_another(tmp_path: P
     found = store.load(tmp_path).runs
     assert [run.agent for run in found] == ["a (lr=0.1, copies=4)", "a (lr=None, copies=8)"]
     assert {row["agent"] for row in found[0].rows} == {"a (lr=0.1, copies=4)"}
+    many = text.replace("copies: 8", "copies: 4").replace("kind: a", "kind: a\n  lr: 0.1\n  gamma: 0.9\n  lam: 0.5")
+    config.write_text(many)
+    third = run_writer(tmp_path, "a", "toy", 2, manifest=False)
+    (third / "config.yaml").write_text(many.replace("copies: 4", "copies: 5").replace("seed: 1\n", "seed: 2\n"))
+    assert len({run.agent for run in store.load(tmp_path).runs}) == 3, "they differ in the fourth place alone"
+    shutil.rmtree(third)
     config.write_text(text.replace("seed: 1\n", "seed: 0\n", 1))
     with pytest.raises(
         BenchmarkError, match=r"a--toy--0 and .*a--toy--1 are both a with seed 0: move one of them away"
