@@ -5,11 +5,13 @@ Skipped where torch finds none. ``MTRL_TEST_DEVICE=cpu`` runs what needs no GPU 
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from mtrl import registry, runs
 from mtrl.config import RunConfig, parse_config
 from mtrl.nn.aggregation import Aggregator, Method
 from mtrl.nn.balancers import BalancerName
+from mtrl.nn.cuda_graph import Graphed
 from mtrl.nn.heads import TaskMLP, TaskRows
 from mtrl.nn.linear import Route
 from mtrl.nn.orthogonal import orthonormal_mixture
@@ -26,7 +29,9 @@ from mtrl.nn.trunk.config import Kind
 from mtrl.testing import check_agent
 from mtrl.testing.agent_check import GROUPS
 from mtrl.train import train
-from tests.sameness import assert_same_run, rewind
+from mtrl_agents.sac import SAC as SoftActorCritic
+from tests.ragged import RAGGED_LAYOUT, ragged_run, ragged_spec
+from tests.sameness import assert_same_run, flatten, rewind
 from tests.trunks import small
 
 DEVICE = os.environ.get("MTRL_TEST_DEVICE", "cuda")
@@ -34,7 +39,7 @@ pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available
 
 TRUNKS = {kind: TrunkConfig(**small(kind, 32, 16)) for kind in get_args(Kind)}
 PPO: dict[str, Any] = {"kind": "ppo", "rollout": 50, "epochs": 2, "minibatches": 2}
-SAC: dict[str, Any] = {"kind": "sac", "warmup": 40, "batch_size": 16, "capacity": 500}
+SAC: dict[str, Any] = {"kind": "sac", "warmup": 40, "batch_size": 16, "capacity": 500, "cuda_graph": True}
 
 
 @pytest.fixture(autouse=True)
@@ -100,8 +105,9 @@ def test_rows_are_sorted_once_per_tensor_and_anew_when_it_changes() -> None:
         assert TaskRows.of(task, 3) is first
     task[0] = 1
     assert TaskRows.of(task, 3).counts == (2, 2, 0)
-    with pytest.raises(IndexError, match="task id 1"):
-        TaskRows.of(task, 1)
+    task[0] = 3
+    with pytest.raises(IndexError, match="task id 3"):
+        TaskRows.of(task, 3)
 
 
 @pytest.mark.parametrize("method", get_args(Method))
@@ -130,6 +136,7 @@ AGENTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("ppo", {**LITTLE, **MEMORY, "matmul": "bf16"}, ("memory",)),
     ("ppo", {**LITTLE, "popart": True, "actor_gradients": "pcgrad"}, ("discrete",)),
     ("sac", {"warmup": 4, "batch_size": 4, "capacity": 100, "log_every": 2}, ("continuous",)),
+    ("sac", {"warmup": 4, "batch_size": 4, "capacity": 100, "log_every": 2, "cuda_graph": True}, ("continuous",)),
     ("sac", {"warmup": 4, "batch_size": 4, "capacity": 100, "log_every": 2, "matmul": "bf16"}, ("continuous",)),
     (
         "sac",
@@ -164,6 +171,64 @@ def test_any_trunk_learns_the_same_bits_twice(agent: Mapping[str, Any], kind: st
     for out in ("one", "two"):
         train(settings, tmp_path / out)
     assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("critic", ["mse", "categorical"])
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_recorded_update_computes_the_bits_of_its_kernels_one_by_one(kind: str, critic: str, tmp_path: Path) -> None:
+    agent = {**SAC, "trunk": TRUNKS[kind].model_dump(mode="json"), "critic": critic}
+    for name, recorded in (("graph", True), ("kernels", False)):
+        settings = config({**agent, "cuda_graph": recorded}, "mtrl.testing:Probes/continuous", steps=1_000)
+        train(settings, tmp_path / name)
+    assert_same_run(tmp_path / "graph", tmp_path / "kernels")
+
+
+def test_a_recording_draws_new_numbers_reads_new_inputs_and_hands_out_results_that_last() -> None:
+    device = torch.device(DEVICE)
+    generators = [torch.Generator(device).manual_seed(0) for _ in range(2)]
+
+    def work(generator: torch.Generator, task: torch.Tensor, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"sum": x + task + torch.empty_like(x).normal_(generator=generator)}
+
+    graphed = Graphed(functools.partial(work, generators[0]), device, [generators[0]])
+    inputs = [torch.full((3,), float(i), device=device) for i in range(6)]
+    tasks = [np.arange(3), np.arange(3)[::-1].copy()]
+    got = [[graphed(task, x) for x in inputs] for task in tasks]
+    for task, results in zip(tasks, got, strict=True):
+        assert [recorded for _, recorded in results] == [False] * 2 + [DEVICE == "cuda"] * 4
+        for x, (found, _) in zip(inputs, results, strict=True):
+            want = work(generators[1], torch.as_tensor(task, device=device), x)
+            assert torch.equal(found["sum"], want["sum"])
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="about CUDA alone")
+def test_work_that_looks_at_numbers_cannot_be_recorded_and_is_told_what_to_do() -> None:
+    graphed = Graphed(lambda task, x: x * float(x.sum().item()), torch.device(DEVICE))
+    arguments = np.zeros(2, np.int64), torch.ones(2, device=DEVICE)
+    for _ in range(2):
+        assert graphed(*arguments)[0].tolist() == [2, 2]
+    with pytest.raises(RuntimeError, match=r"cannot be recorded.*agent.cuda_graph=false"):
+        graphed(*arguments)
+
+
+def test_a_recorded_update_that_is_not_finite_moves_nothing_and_names_the_task() -> None:
+    options = {"trunk": TrunkConfig(widths=(16,)), "batch_size": 4, "capacity": 100, "warmup": 4, "cuda_graph": True}
+    agent = SoftActorCritic(ragged_spec(), SoftActorCritic.Config(**options), seed=0, device=DEVICE)
+    actor = agent.actor(RAGGED_LAYOUT, explore=True)
+    ragged_run(agent, actor, 12)
+    task, rows = agent._batch()
+    for _ in range(4):
+        agent._learn(task, rows)
+    before = flatten({key: agent.state_dict()[key] for key in ("policy", "critics", "targets", "log_alpha")})
+    before = {key: value.clone() for key, value in before.items()}
+    broken = rows._replace(reward=rows.reward.masked_fill(rows.task == 1, torch.inf))
+    with pytest.raises(FloatingPointError, match=f"critic loss of {agent.names[1]} is not finite"):
+        agent._learn(task, broken)
+    after = flatten({key: agent.state_dict()[key] for key in ("policy", "critics", "targets", "log_alpha")})
+    for key, value in before.items():
+        assert torch.equal(value, after[key]), key
+    agent._learn(task, rows)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from mtrl.nn.aggregation import Method
 from mtrl.nn.balancers import BalancerName
 from mtrl.nn.continuous import ActionCritic, Rows, SquashedPolicy
-from mtrl.nn.descent import Descent
+from mtrl.nn.cuda_graph import Graphed
+from mtrl.nn.descent import Descent, unchecked
 from mtrl.nn.diagnostics import conflict_metrics, inspect
 from mtrl.nn.linear import Probe, Route, matmul, probe
 from mtrl.nn.losses import project, squashed_sample
@@ -75,6 +76,9 @@ class SAC:
         atoms: int = Field(101, ge=2, description="of the categorical critic, evenly spaced on [-v_max, v_max]")
         v_max: float = Field(10.0, gt=0)
         matmul: Literal["auto"] | Route = Field("auto", description="auto: the fastest with fp32 accuracy; or bf16")
+        cuda_graph: bool = Field(
+            False, description="on a GPU, launch an update as one; not with bf16, aggregation, balancing, moe_topk"
+        )
         log_every: int = Field(100, ge=1, description="updates that one record of metrics averages")
         inspect_every: int = Field(10, ge=0, description="records between looks at experts, ranks, conflicts; 0: none")
 
@@ -122,6 +126,10 @@ class SAC:
             for name, net in nets.items()
         }
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.graphs = config.cuda_graph and self.route != "bf16" and config.trunk.recordable
+        plain = own.recordable and not any(d.aggregator or d.balancer for d in self.descents.values())
+        recording = functools.partial(unchecked, list(self.descents.values()), self.device)
+        self._graphed = Graphed(self._step, self.device, [self.generator], recording, on=self.graphs and plain)
         self.replay = Replay(spec, config.capacity, seed=seed)
         self.scale = None if config.reward_scale == "none" else MeanRewardScale(tasks)
         if config.reward_scale == "max_return":
@@ -157,7 +165,7 @@ class SAC:
             return {}
         metrics: dict[str, float] = {}
         for _ in range(self.config.updates):
-            rows = self._learn(self._batch())
+            rows = self._learn(*self._batch())
             self.updates += 1
             if self.updates % self.config.log_every == 0:
                 metrics = self._metrics()
@@ -165,8 +173,8 @@ class SAC:
                     metrics |= self._look(rows)
         return metrics
 
-    def _batch(self) -> Rows:
-        """Equal shares of all tasks, on the device, actions and rewards in the networks' units."""
+    def _batch(self) -> tuple[Array, Rows]:
+        """Tasks of rows, and the rows on the device: equal shares, actions and rewards in the networks' units."""
         divisors = np.ones(len(self.spec.tasks))
         if self.scale is not None:
             alpha = self.log_alpha.detach().exp().cpu().double().numpy()
@@ -176,7 +184,7 @@ class SAC:
         batches = self.replay.sample(self.config.batch_size)
         task = np.concatenate([batch.task for batch in batches.values()])
         reward = np.concatenate([batch.reward for batch in batches.values()]) / divisors[task]
-        return Rows(
+        return task, Rows(
             put(task),
             {name: to_tensors(batch.obs, self.device) for name, batch in batches.items()},
             {name: self.policy.to_unit(put(batch.action), name) for name, batch in batches.items()},
@@ -185,15 +193,32 @@ class SAC:
             {name: to_tensors(batch.next, self.device) for name, batch in batches.items()},
         )
 
-    def _learn(self, rows: Rows) -> Rows:
+    def _learn(self, task: Array, rows: Rows) -> Rows:
         """One gradient step of critics, actor and temperatures; every task has the same share of every loss."""
         if not self.updates:  # the critics may have been given other weights since they were made
             self.targets.load_state_dict(self.critics.state_dict())
+        found, recorded = self._graphed(task, rows)
+        target, value = found.pop("target"), found.pop("q")
+        if recorded and not torch.isfinite(torch.stack([*found.values()])).all():
+            self._graphed.forget()
+            self._step(rows.task, rows)  # says what is not finite
+            raise FloatingPointError(f"a loss or gradient of {', '.join(found)} is not finite at update {self.updates}")
+        with torch.no_grad():  # or the targets would remember every update in an ever longer graph
+            torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), self.config.tau)
+        for name, loss in found.items():
+            self._sum(name, loss)
+        self._sum("q", torch.zeros_like(self.log_alpha).index_add_(0, rows.task, value / self.config.batch_size))
+        return rows._replace(target=target)
+
+    def _step(self, task: Tensor, rows: Rows) -> dict[str, Tensor]:
+        """Losses [], and per row the critics' ``target`` and, for the policy's actions, their value ``q`` [n]."""
+        rows = rows._replace(task=task)
         alpha = self.log_alpha.detach().exp()
+        losses: dict[str, Tensor] = {}
         with matmul(self.route, self.device):
             with torch.no_grad():
                 rows = rows._replace(target=self._target(rows, alpha[rows.task]))
-            self._descend("critic", self._critic_loss, rows)
+            losses["losses/critic"] = self.descents["critic"](self._critic_loss, rows, self.updates)
 
         seen: list[tuple[Tensor, Tensor]] = []
 
@@ -208,17 +233,14 @@ class SAC:
         for parameter in learned:  # the actor's loss needs no gradient of their weights
             parameter.requires_grad_(False)
         with matmul(self.route, self.device):
-            self._descend("actor", actor_loss, rows)
+            losses["losses/actor"] = self.descents["actor"](actor_loss, rows, self.updates)
         for parameter in learned:
             parameter.requires_grad_(True)
         log_prob, value = (torch.cat(parts) for parts in zip(*seen, strict=True))
 
         gap = log_prob + self.target_entropy[rows.task]
-        self._descend("alpha", lambda rows: -self.log_alpha[rows.task] * gap, rows)
-        torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), self.config.tau)
-        share = value / self.config.batch_size
-        self._sum("q", torch.zeros_like(self.log_alpha).index_add_(0, rows.task, share))
-        return rows
+        alpha_loss = self.descents["alpha"](lambda rows: -self.log_alpha[rows.task] * gap, rows, self.updates)
+        return {**losses, "losses/alpha": alpha_loss, "target": rows.target, "q": value}
 
     def _critic_loss(self, rows: Rows) -> Tensor:
         """Both critics' losses [n] against ``rows.target``."""
@@ -254,9 +276,6 @@ class SAC:
             actions[name], log_prob = squashed_sample(mean, log_std, noise)
             log_probs.append(log_prob)
         return actions, torch.cat(log_probs)
-
-    def _descend(self, name: str, loss: Callable[[Rows], Tensor], rows: Rows) -> None:
-        self._sum(f"losses/{name}", self.descents[name](loss, rows, self.updates))
 
     def _look(self, rows: Rows) -> dict[str, float]:
         """Experts, ranks and dormant units of actor and first critic; how much the tasks' critic gradients disagree."""
@@ -304,6 +323,7 @@ class SAC:
         self.targets.load_state_dict(state["targets"])
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
+        self._graphed.forget()
         for name, optimizer in self.optimizers.items():
             load_optimizer_state(optimizer, state["optimizers"][name])
         for name, descent in self.descents.items():
@@ -328,25 +348,35 @@ class SACActor:
     def __init__(self, agent: SAC, layout: Layout, explore: bool) -> None:
         self.agent, self.layout, self.explore = agent, layout, explore
         self.generator = torch.Generator(agent.device).manual_seed(agent.seed + 1)
+        self._decide = Graphed(self._act, agent.device, [self.generator], on=agent.graphs)
 
     @torch.no_grad()
     def __call__(self, obs: Obs) -> Decision:
         agent = self.agent
         rows = {group.name: self.layout.rows[group.name] for group in agent.spec.groups if group.name in obs.leaves}
-        task = torch.as_tensor(np.concatenate([obs.task[part] for part in rows.values()]), device=agent.device)
+        task = np.concatenate([obs.task[part] for part in rows.values()])
         leaves = {name: to_tensors(obs.leaves[name], agent.device) for name in rows}
-        with matmul(agent.route, agent.device):
-            outputs = agent.policy(leaves, task)
-        action: dict[str, Array] = {}
+        if self.explore and not (agent.warm or agent.pretrained):
+            action = self._act(torch.as_tensor(task, device=agent.device), leaves, at_random=True)
+        else:
+            action, _ = self._decide(task, leaves)
+        return Decision({name: values.cpu().numpy() for name, values in action.items()}, {})
+
+    def _act(
+        self, task: Tensor, leaves: Mapping[str, Mapping[str, Tensor]], *, at_random: bool = False
+    ) -> dict[str, Tensor]:
+        with matmul(self.agent.route, self.agent.device):
+            outputs = self.agent.policy(leaves, task)
+        action: dict[str, Tensor] = {}
         for name, (mean, log_std) in outputs.items():
-            if self.explore and not (agent.warm or agent.pretrained):
+            if at_random:
                 unit = torch.empty_like(mean).uniform_(-1, 1, generator=self.generator)
             elif self.explore:
                 unit = torch.tanh(mean + log_std.exp() * torch.empty_like(mean).normal_(generator=self.generator))
             else:
                 unit = torch.tanh(mean)
-            action[name] = agent.policy.to_env(unit, name).cpu().numpy()
-        return Decision(action, {})
+            action[name] = self.agent.policy.to_env(unit, name)
+        return action
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}

@@ -10,7 +10,7 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 
-from mtrl.nn.heads import TaskMLP, to_bounds
+from mtrl.nn.heads import TaskMLP, look_up, to_bounds
 from mtrl.nn.perception import Perception, PerceptionConfig, flat_width, with_action
 from mtrl.nn.trunk import TrunkConfig, make_trunk
 from mtrl.types import Spec
@@ -78,7 +78,7 @@ class SquashedPolicy(nn.Module):
         out, start = {}, 0
         for name, latent in zip(obs, latents, strict=True):
             rows = slice(start, start + len(latent))
-            local = self.get_buffer(f"local:{name}")[task[rows]]
+            local = look_up(self.get_buffer(f"local:{name}"), task, rows)
             mean, log_std = self.heads[name](features[rows], local).float().chunk(2, 1)
             out[name] = mean, log_std.clamp(self.low, self.high)
             start = rows.stop

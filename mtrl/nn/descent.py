@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, Self
 
 import torch
@@ -57,6 +58,7 @@ class Descent:
         if gradients != "mean" and balance is not None:
             raise ValueError(f"{name}: gradients={gradients} and balance={balance} exclude each other; choose one")
         self.name, self.net, self.optimizer, self.tasks, self.clip = name, net, optimizer, tasks, clip
+        self.stop: Tensor | None = None  # see ``unchecked``
         self.aggregator = Aggregator(gradients, seed=seed) if gradients != "mean" else None
         self.balancer = None
         if balance is not None:
@@ -96,7 +98,11 @@ class Descent:
             mean = mean.detach()
         parameters = list(self.net.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
-        if not torch.isfinite(mean + norm):
+        finite = torch.isfinite(mean + norm)
+        if self.stop is not None:
+            self.stop.copy_(torch.maximum(self.stop, (~finite).float()))
+            mean = mean.where(self.stop == 0, torch.nan)
+        elif not finite:
             raise FloatingPointError(f"{self._explain(losses, torch.cat(task))} at update {update}")
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm, foreach=True)
@@ -104,6 +110,7 @@ class Descent:
 
     def step(self, loss: Callable[[Any], Tensor], rows: Parted) -> None:
         """Go there. ``loss`` and ``rows`` as before, for balancers that look at what came of it."""
+        self.optimizer.found_inf = self.stop  # type: ignore[attr-defined] # for fused optimisers, as GradScaler's
         self.optimizer.step()
         torch.clear_autocast_cache()  # it holds the weights of before the step
         if self.balancer is not None:
@@ -137,6 +144,29 @@ class Descent:
         chooser = self.aggregator or self.balancer
         if chooser is not None:
             chooser.load_state_dict(state)
+
+
+@contextmanager
+def unchecked(descents: Sequence[Descent], device: torch.device) -> Iterator[Tensor]:
+    """Steps in which the host looks at no number, for a CUDA graph; all optimisers are fused.
+
+    Yields:
+        A number [] float32 that a loss or gradient which is not finite sets to 1. While it is, no descent steps, and
+        the losses that they return are NaN. It must live as long as the graph.
+    """
+    stop = torch.zeros((), device=device)
+    groups = [group for descent in descents for group in descent.optimizer.param_groups]
+    try:
+        for descent in descents:
+            descent.stop = stop
+        for group in groups:
+            group["capturable"] = device.type == "cuda"
+        yield stop
+    finally:
+        for descent in descents:
+            descent.stop = None
+        for group in groups:
+            group["capturable"] = False
 
 
 def _mean(losses: Tensor, rows: Parted) -> Tensor:

@@ -30,6 +30,8 @@ class TaskRows(NamedTuple):
         """Sort ``task`` [n] int64 (ids below ``num_tasks``), stably."""
         if task.device.type == "cpu":
             return cls._sort(task, num_tasks)
+        if num_tasks == 1:
+            return cls(None, None, (len(task),))
         # Reading a GPU's tensor waits for all that the GPU was asked to do: once per tensor, however many layers ask.
         seen = (task._version, num_tasks)
         known, rows = getattr(task, "_task_rows", (None, None))
@@ -52,6 +54,19 @@ class TaskRows(NamedTuple):
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order))
         return cls(order, back, counts)
+
+
+def look_up(table: Tensor, task: Tensor, rows: slice = slice(None)) -> Tensor:
+    """``table[task[rows]]``; on a GPU the same tensor again while ``task`` does not change: ``TaskRows`` knows it."""
+    if task.device.type == "cpu":
+        return table[task[rows]]
+    found = getattr(task, "_looked_up", {})
+    place = id(table), rows.start, rows.stop
+    known, version, result = found.get(place, (None, None, None))
+    if known is not table or version != task._version:
+        result = table[task[rows]]
+        task._looked_up = {**found, place: (table, task._version, result)}  # type: ignore[attr-defined]
+    return result
 
 
 class TaskLinear(nn.Module):
@@ -223,7 +238,7 @@ class ActionHead(nn.Module):
 
     def forward(self, features: Tensor, task: Tensor, legal: Tensor | None = None) -> Categorical | Gaussian:
         """Features [n, inner], global task ids [n], legal actions [n, A] or None -> n distributions."""
-        head = self.local[task]
+        head = look_up(self.local, task)
         out = self.net(features, head)
         return Categorical(out, legal) if self.discrete else Gaussian(out, self.log_std[head])
 

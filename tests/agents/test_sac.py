@@ -18,6 +18,7 @@ from mtrl.testing import VALUES, check_agent
 from mtrl.types import Decision, Group, Layout, Obs, Spec, Step, TaskInfo
 from mtrl.vector import MultiTaskVectorEnv
 from mtrl_agents.sac import SAC, SACActor
+from tests.ragged import RAGGED_LAYOUT, ragged_obs, ragged_run, ragged_spec
 
 SMALL: dict[str, Any] = {
     "trunk": TrunkConfig(widths=(32, 32)),
@@ -27,43 +28,6 @@ SMALL: dict[str, Any] = {
     "log_every": 4,
 }
 LINE = Box(-1.0, 1.0, (1,), np.float32)
-
-
-def ragged_spec() -> Spec:
-    """Two continuous groups whose observations, actions and bounds all differ; their tasks interleave."""
-    wide = Box(np.array([0.0, -4.0], np.float32), np.array([5.0, 2.0], np.float32))
-    groups = (
-        Group("arm", {"vector": Box(-1.0, 1.0, (3,), np.float32)}, wide, (0, 2)),
-        Group("eye", {"image": Box(0, 255, (3, 8, 8), np.uint8)}, LINE, (1,)),
-    )
-    infos = tuple(TaskInfo(f"probe/{i}", name, 5) for i, name in enumerate(("arm", "eye", "arm")))
-    return Spec(infos, groups)
-
-
-RAGGED_LAYOUT = Layout({"arm": slice(0, 2), "eye": slice(2, 3)}, 3)
-
-
-def ragged_obs(rng: np.random.Generator) -> Obs:
-    leaves = {
-        "arm": {"vector": rng.normal(size=(2, 3)).astype(np.float32)},
-        "eye": {"image": rng.integers(0, 256, (1, 3, 8, 8), np.uint8)},
-    }
-    return Obs(leaves, np.array([0, 2, 1]), np.zeros(3, bool))
-
-
-def ragged_run(agent: SAC, actor: SACActor, steps: int, seed: int = 0, terminated: bool = False) -> list[Decision]:
-    """Feed the agent random observations, with its own decisions and reward 1."""
-    rng = np.random.default_rng(seed)
-    decisions = []
-    obs = ragged_obs(rng)
-    for _ in range(steps):
-        decisions.append(actor(obs))
-        agent.update()
-        following = ragged_obs(rng)
-        ends, no = np.full(3, terminated), np.zeros(3, bool)
-        agent.observe(Step(obs, decisions[-1], np.ones(3), ends, ~ends, no, following, np.ones(3, bool)))
-        obs = following
-    return decisions
 
 
 def make(spec: Spec, seed: int = 0, **options: Any) -> SAC:
@@ -111,7 +75,7 @@ def test_targets_equal_the_closed_form(terminated: bool) -> None:
     agent = make(ragged_spec(), gamma=0.9)
     ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20, terminated=terminated)  # type: ignore[arg-type]
     constant_targets(agent, 3.0)
-    rows = agent._batch()
+    rows = agent._batch()[1]
     before = agent.generator.get_state()
     with torch.no_grad():
         hard = agent._target(rows, torch.zeros(len(rows.task)))
@@ -131,7 +95,7 @@ def test_categorical_target_moves_the_mass_to_the_target_value() -> None:
     with torch.no_grad():
         for critic in agent.targets:
             critic.head.layers[-1].bias[:, 70] = 100.0  # type: ignore[union-attr, index, operator] # all mass on atom 4.0
-        target = agent._target(agent._batch(), torch.zeros(3 * 16))
+        target = agent._target(agent._batch()[1], torch.zeros(3 * 16))
     torch.testing.assert_close(target @ agent.support, torch.full((48,), 1 + 0.9 * 4.0), rtol=0, atol=1e-4)
     torch.testing.assert_close(target[:, 73], torch.ones(48), rtol=0, atol=1e-3)
 
@@ -139,7 +103,7 @@ def test_categorical_target_moves_the_mass_to_the_target_value() -> None:
 def test_every_task_weighs_the_same() -> None:
     agent = make(ragged_spec())
     ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20)  # type: ignore[arg-type]
-    assert torch.bincount(agent._batch().task).tolist() == [16, 16, 16]
+    assert torch.bincount(agent._batch()[1].task).tolist() == [16, 16, 16]
 
 
 def test_actions_stay_in_their_groups_bounds_and_fill_them() -> None:
@@ -376,10 +340,21 @@ def test_multi_task_optimisation_keeps_the_contract(options: dict[str, Any]) -> 
     assert report.ok, str(report)
 
 
+def test_targets_follow_the_critics_without_remembering_how() -> None:
+    agent = make(ragged_spec(), tau=0.25)
+    ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 12)
+    before = [p.clone() for p in agent.targets.parameters()]
+    agent.update()
+    for old, new, critic in zip(before, agent.targets.parameters(), agent.critics.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.25 * (critic - old))
+        assert new.is_leaf
+        assert not new.requires_grad
+
+
 def test_parts_of_a_batch_are_its_tasks_in_order() -> None:
     agent = make(ragged_spec())
     ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20)  # type: ignore[arg-type]
-    rows = agent._batch()
+    rows = agent._batch()[1]
     rows = rows._replace(target=torch.arange(len(rows.task)))
     parts = rows.parts()
     assert [part.task.unique().tolist() for part in parts] == [[t] for t in rows.task.unique_consecutive().tolist()]

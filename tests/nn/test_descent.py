@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.nn.aggregation import Aggregator
-from mtrl.nn.descent import Descent
+from mtrl.nn.descent import Descent, unchecked
 from mtrl.nn.heads import TaskMLP
 from mtrl.nn.trunk import TrunkConfig, make_trunk
 
@@ -90,3 +90,30 @@ def test_what_is_not_finite_is_named_and_not_stepped() -> None:
 def test_gradients_and_losses_are_not_both_changed() -> None:
     with pytest.raises(ValueError, match="critic: gradients=cagrad and balance=igb exclude each other"):
         made(gradients="cagrad", balance="igb")
+
+
+def test_unchecked_steps_are_the_same_until_one_is_not_finite_and_none_after_it() -> None:
+    torch.manual_seed(0)
+    nets = [Net(), Net()]
+    nets[1].load_state_dict(nets[0].state_dict())
+    _, _, rows = made()
+    checked, free = (
+        Descent("critic", net, torch.optim.Adam(net.parameters(), 0.1, fused=True), ["a", "b"], clip=1.0)
+        for net in nets
+    )
+    with unchecked([free], torch.device("cpu")) as stop:
+        for step in range(2):
+            assert torch.equal(free(nets[1].loss, rows, step), checked(nets[0].loss, rows, step))
+        assert stop.item() == 0
+        broken = rows._replace(y=rows.y.masked_fill(rows.task == 0, torch.inf))
+        for batch in (broken, rows):
+            assert free(nets[1].loss, batch, 2).isnan()
+        assert stop.item() == 1
+    for mine, theirs in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        states = [descent.optimizer.state[p] for descent, p in ((checked, mine), (free, theirs))]
+        assert all(torch.equal(states[0][name], states[1][name]) for name in ("step", "exp_avg", "exp_avg_sq"))
+    with pytest.raises(FloatingPointError, match="critic loss of a is not finite"):
+        free(nets[1].loss, broken, 3)
+    for step in range(2, 4):
+        assert torch.equal(free(nets[1].loss, rows, step), checked(nets[0].loss, rows, step))

@@ -66,6 +66,11 @@ class TrunkConfig(BaseModel):
         default="channel", description="film: a factor and a shift per channel, or per layer (MTRL's code bases)"
     )
 
+    @property
+    def recordable(self) -> bool:
+        """Whether a CUDA graph can hold it: not where the host must know which experts the rows chose."""
+        return self.kind != "moe_topk"
+
     @model_validator(mode="after")
     def _only_what_counts(self) -> Self:
         read = FIELDS[self.kind]
