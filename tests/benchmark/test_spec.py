@@ -160,7 +160,6 @@ def moore_arm(label: str, stem: str) -> tuple[str, list[str]]:
             "moe": ["agent.trunk.kind=moe", "agent.critic_trunk.kind=moe"],
             "single-task": plain,
             "multi_head": plain,
-            "multi_head unscaled": [*plain, "agent.reward_scale=none"],
         }.get(label, [])
     return f"{stem}-{preset}.yaml", changes
 
@@ -185,12 +184,14 @@ def test_campaigns_have_the_settings_of_the_presets(name: str, stem: str) -> Non
         tasks = len(registry.tasks(job.suite))
         per_task = 1 if job.task else tasks
         assert job.config.copies == preset.copies
-        assert job.suite == preset.suite
-        assert job.config.steps / per_task == preset.steps / tasks == 200_000
-        assert job.config.eval == preset.eval.model_copy(update={"every": 100_000 * per_task, "episodes": 50})
-        seen.add(job.agent)
-    assert seen == set(spec.agents)
-    assert {"single-task", "multi_head", "multi_head matched", "moe", "moore"} <= seen
+        steps = 100_000 if stem.startswith("metaworld") else 200_000
+        assert job.config.steps == steps * per_task
+        assert preset.steps == 200_000 * len(registry.tasks(preset.suite))
+        assert job.config.eval == preset.eval.model_copy(update={"every": steps // 2 * per_task, "episodes": 50})
+        seen.add((job.agent, job.suite))
+    suites = {"metaworld/mt3", "metaworld/mt5"} if stem.startswith("metaworld") else {preset.suite}
+    assert seen == {(agent, suite) for agent in spec.agents for suite in suites}
+    assert {"single-task", "multi_head", "multi_head matched", "moe", "moore"} <= set(spec.agents)
 
 
 @pytest.mark.parametrize(
