@@ -11,19 +11,19 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from mtrl.nn.aggregation import Method
 from mtrl.nn.balancers import BalancerName
-from mtrl.nn.continuous import ActionCritic, Rows, SquashedPolicy
+from mtrl.nn.continuous import ActionCritic, Leaves, Rows, SquashedPolicy, standard_normal
 from mtrl.nn.cuda_graph import Graphed
-from mtrl.nn.descent import Descent, unchecked
+from mtrl.nn.descent import Descent, frozen, unchecked
 from mtrl.nn.diagnostics import conflict_metrics, inspect
 from mtrl.nn.linear import Probe, Route, matmul, probe
 from mtrl.nn.losses import project, squashed_sample
@@ -77,10 +77,21 @@ class SAC:
         v_max: float = Field(10.0, gt=0)
         matmul: Literal["auto"] | Route = Field("auto", description="auto: the fastest with fp32 accuracy; or bf16")
         cuda_graph: bool = Field(
-            False, description="on a GPU, launch an update as one; not with bf16, aggregation, balancing, moe_topk"
+            False, description="on a GPU, launch an update, and an action, as one (not: bf16, aggregation, moe_topk)"
         )
         log_every: int = Field(100, ge=1, description="updates that one record of metrics averages")
         inspect_every: int = Field(10, ge=0, description="records between looks at experts, ranks, conflicts; 0: none")
+
+        @model_validator(mode="after")
+        def _recordable(self) -> Self:
+            networks = {"trunk.kind=moe_topk": self.trunk, "critic_trunk.kind=moe_topk": self.critic_trunk}
+            others = {name: getattr(self, name) for name in ("critic_gradients", "actor_gradients")}
+            wrong = [name for name, trunk in networks.items() if trunk is not None and not trunk.recordable]
+            wrong += [f"{name}={value}" for name, value in others.items() if value != "mean"]
+            wrong += ["critic_balance"] * (self.critic_balance is not None) + ["matmul=bf16"] * (self.matmul == "bf16")
+            if self.cuda_graph and wrong:
+                raise ValueError(f"cuda_graph=true cannot record {', '.join(wrong)}: leave one of them out")
+            return self
 
     def __init__(self, spec: Spec, config: Config, *, seed: int, device: str = "cpu") -> None:
         for group in spec.groups:
@@ -126,10 +137,10 @@ class SAC:
             for name, net in nets.items()
         }
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.graphs = config.cuda_graph and self.route != "bf16" and config.trunk.recordable
-        plain = own.recordable and not any(d.aggregator or d.balancer for d in self.descents.values())
+        graph = config.cuda_graph and self.device.type == "cuda"
         recording = functools.partial(unchecked, list(self.descents.values()), self.device)
-        self._graphed = Graphed(self._step, self.device, [self.generator], recording, on=self.graphs and plain)
+        self._update = Graphed(on=graph, recording=recording)
+        self._acting = Graphed(on=graph)
         self.replay = Replay(spec, config.capacity, seed=seed)
         self.scale = None if config.reward_scale == "none" else MeanRewardScale(tasks)
         if config.reward_scale == "max_return":
@@ -158,8 +169,8 @@ class SAC:
         """Metrics every ``log_every`` gradient steps, ``{}`` in between.
 
         Raises:
-            FloatingPointError: a loss or gradient is not finite; names it, the tasks and the update. The parameters
-                are still those before the update.
+            FloatingPointError: a loss or gradient is not finite; names it, the tasks and the update. Nothing followed
+                it; before an actor's, the critics were stepped.
         """
         if self.steps % self.config.update_every or not self.warm:
             return {}
@@ -183,6 +194,7 @@ class SAC:
         put = functools.partial(torch.as_tensor, device=self.device)
         batches = self.replay.sample(self.config.batch_size)
         task = np.concatenate([batch.task for batch in batches.values()])
+        sizes = {name: (len(batch.task), flat_width(self.spec.group(name))) for name, batch in batches.items()}
         reward = np.concatenate([batch.reward for batch in batches.values()]) / divisors[task]
         return task, Rows(
             put(task),
@@ -191,56 +203,56 @@ class SAC:
             put(reward.astype(np.float32)),
             put(np.concatenate([batch.terminated for batch in batches.values()])),
             {name: to_tensors(batch.next, self.device) for name, batch in batches.items()},
+            next_noise=standard_normal(sizes, self.generator),
+            noise=standard_normal(sizes, self.generator),
         )
 
     def _learn(self, task: Array, rows: Rows) -> Rows:
         """One gradient step of critics, actor and temperatures; every task has the same share of every loss."""
         if not self.updates:  # the critics may have been given other weights since they were made
             self.targets.load_state_dict(self.critics.state_dict())
-        found, recorded = self._graphed(task, rows)
-        target, value = found.pop("target"), found.pop("q")
-        if recorded and not torch.isfinite(torch.stack([*found.values()])).all():
-            self._graphed.forget()
-            self._step(rows.task, rows)  # says what is not finite
-            raise FloatingPointError(f"a loss or gradient of {', '.join(found)} is not finite at update {self.updates}")
+        found, recorded = self._update(self._step, task, rows)
+        rows, value = rows._replace(target=found.pop("target")), found.pop("q")
+        if recorded:
+            self._check(found, rows)
         with torch.no_grad():  # or the targets would remember every update in an ever longer graph
             torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), self.config.tau)
         for name, loss in found.items():
-            self._sum(name, loss)
+            self._sum(f"losses/{name}", loss)
         self._sum("q", torch.zeros_like(self.log_alpha).index_add_(0, rows.task, value / self.config.batch_size))
-        return rows._replace(target=target)
+        return rows
 
-    def _step(self, task: Tensor, rows: Rows) -> dict[str, Tensor]:
-        """Losses [], and per row the critics' ``target`` and, for the policy's actions, their value ``q`` [n]."""
-        rows = rows._replace(task=task)
-        alpha = self.log_alpha.detach().exp()
-        losses: dict[str, Tensor] = {}
+    def _step(self, rows: Rows) -> dict[str, Tensor]:
+        """The losses [], and per row the critics' ``target`` and, for the policy's actions, their value ``q`` [n]."""
         with matmul(self.route, self.device):
             with torch.no_grad():
-                rows = rows._replace(target=self._target(rows, alpha[rows.task]))
-            losses["losses/critic"] = self.descents["critic"](self._critic_loss, rows, self.updates)
-
+                rows = rows._replace(target=self._target(rows, self.log_alpha.exp()[rows.task]))
+            critic = self.descents["critic"](self._critic_loss, rows, self.updates)
         seen: list[tuple[Tensor, Tensor]] = []
-
-        def actor_loss(part: Rows) -> Tensor:
-            action, log_prob = self._act(part.obs, part.task)
-            values = [self._expected(critic(part.obs, action, part.task)) for critic in self.critics]
-            value = torch.minimum(*values) if self.config.critic == "mse" else (values[0] + values[1]) / 2
-            seen.append((log_prob.detach(), value.detach()))
-            return alpha[part.task] * log_prob - value
-
-        learned = [parameter for parameter in self.critics.parameters() if parameter.requires_grad]
-        for parameter in learned:  # the actor's loss needs no gradient of their weights
-            parameter.requires_grad_(False)
-        with matmul(self.route, self.device):
-            losses["losses/actor"] = self.descents["actor"](actor_loss, rows, self.updates)
-        for parameter in learned:
-            parameter.requires_grad_(True)
+        with frozen(self.critics), matmul(self.route, self.device):
+            actor = self.descents["actor"](functools.partial(self._actor_loss, seen=seen), rows, self.updates)
         log_prob, value = (torch.cat(parts) for parts in zip(*seen, strict=True))
-
         gap = log_prob + self.target_entropy[rows.task]
-        alpha_loss = self.descents["alpha"](lambda rows: -self.log_alpha[rows.task] * gap, rows, self.updates)
-        return {**losses, "losses/alpha": alpha_loss, "target": rows.target, "q": value}
+        alpha = self.descents["alpha"](lambda rows: -self.log_alpha[rows.task] * gap, rows, self.updates)
+        return {"critic": critic, "actor": actor, "alpha": alpha, "target": rows.target, "q": value}
+
+    def _check(self, found: Mapping[str, Tensor], rows: Rows) -> None:
+        """Raises FloatingPointError, as ``update`` does, if something in a recorded one was not finite."""
+        finite = torch.isfinite(torch.stack([*found.values()])).tolist()
+        losses = {"critic": self._critic_loss, "actor": functools.partial(self._actor_loss, seen=[])}
+        for name in (name for name, fine in zip(found, finite, strict=True) if not fine):
+            if name in losses:
+                with matmul(self.route, self.device):
+                    self.descents[name].backward(losses[name], rows, self.updates)
+            raise FloatingPointError(f"the {name} loss or gradient is not finite at update {self.updates}")
+
+    def _actor_loss(self, rows: Rows, seen: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """[n]; ``seen`` gets the log-densities and values [n] of its actions."""
+        action, log_prob = self._act(rows.obs, rows.task, rows.noise)
+        values = [self._expected(critic(rows.obs, action, rows.task)) for critic in self.critics]
+        value = torch.minimum(*values) if self.config.critic == "mse" else (values[0] + values[1]) / 2
+        seen.append((log_prob.detach(), value.detach()))
+        return self.log_alpha.detach().exp()[rows.task] * log_prob - value
 
     def _critic_loss(self, rows: Rows) -> Tensor:
         """Both critics' losses [n] against ``rows.target``."""
@@ -253,7 +265,7 @@ class SAC:
 
     def _target(self, rows: Rows, alpha: Tensor) -> Tensor:
         """Soft Bellman targets: values [n], or probabilities [n, atoms] of the categorical critic."""
-        action, log_prob = self._act(rows.next, rows.task)
+        action, log_prob = self._act(rows.next, rows.task, rows.next_noise)
         ahead = self.config.gamma * (~rows.terminated).float()
         values = [critic(rows.next, action, rows.task).float() for critic in self.targets]
         if self.config.critic == "mse":
@@ -268,14 +280,26 @@ class SAC:
         """Critic outputs to values [n]."""
         return value[:, 0].float() if self.config.critic == "mse" else (value.float().softmax(1) * self.support).sum(1)
 
-    def _act(self, obs: Mapping[str, Mapping[str, Tensor]], task: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """A sampled action in [-1, 1] per group and the log-densities [n] of all rows."""
+    def _act(self, obs: Leaves, task: Tensor, noise: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """The action in [-1, 1] per group that the noise decides, and the log-densities [n] of all rows."""
         actions, log_probs = {}, []
         for name, (mean, log_std) in self.policy(obs, task).items():
-            noise = torch.empty_like(mean).normal_(generator=self.generator)
-            actions[name], log_prob = squashed_sample(mean, log_std, noise)
+            actions[name], log_prob = squashed_sample(mean, log_std, noise[name])
             log_probs.append(log_prob)
         return actions, torch.cat(log_probs)
+
+    def decide(self, task: Array, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """The policy's actions per group, in the environments' bounds, for the ``leaves`` of the rows of ``task`` [n]
+        and standard normal ``noise`` [n_g, a]; noise 0 gives the mode."""
+        ids = torch.as_tensor(task, device=self.device)
+        found, _ = self._acting(self._decide, task, {**inputs, "task": ids})
+        return {name: action.cpu().numpy() for name, action in found.items()}
+
+    def _decide(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        with matmul(self.route, self.device):
+            outputs = self.policy(inputs["leaves"], inputs["task"])
+        units = {name: mean + log_std.exp() * inputs["noise"][name] for name, (mean, log_std) in outputs.items()}
+        return {name: self.policy.to_env(torch.tanh(unit), name) for name, unit in units.items()}
 
     def _look(self, rows: Rows) -> dict[str, float]:
         """Experts, ranks and dormant units of actor and first critic; how much the tasks' critic gradients disagree."""
@@ -291,7 +315,7 @@ class SAC:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def _metrics(self) -> dict[str, float]:
-        """Means since the last record; the only place where numbers leave the device."""
+        """Means since the last record."""
         sums, self._sums = self._sums, {}
         values = (sums.pop("q") / self.config.log_every).tolist()
         metrics = {name: value.item() / self.config.log_every for name, value in sums.items()}
@@ -323,7 +347,7 @@ class SAC:
         self.targets.load_state_dict(state["targets"])
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
-        self._graphed.forget()
+        self._update.forget()
         for name, optimizer in self.optimizers.items():
             load_optimizer_state(optimizer, state["optimizers"][name])
         for name, descent in self.descents.items():
@@ -348,35 +372,23 @@ class SACActor:
     def __init__(self, agent: SAC, layout: Layout, explore: bool) -> None:
         self.agent, self.layout, self.explore = agent, layout, explore
         self.generator = torch.Generator(agent.device).manual_seed(agent.seed + 1)
-        self._decide = Graphed(self._act, agent.device, [self.generator], on=agent.graphs)
 
     @torch.no_grad()
     def __call__(self, obs: Obs) -> Decision:
         agent = self.agent
         rows = {group.name: self.layout.rows[group.name] for group in agent.spec.groups if group.name in obs.leaves}
+        sizes = {name: (part.stop - part.start, flat_width(agent.spec.group(name))) for name, part in rows.items()}
+        if self.explore and not (agent.warm or agent.pretrained):
+            action: dict[str, Array] = {}
+            for name, size in sizes.items():
+                unit = torch.empty(size, device=agent.device).uniform_(-1, 1, generator=self.generator)
+                action[name] = agent.policy.to_env(unit, name).cpu().numpy()
+            return Decision(action, {})
         task = np.concatenate([obs.task[part] for part in rows.values()])
         leaves = {name: to_tensors(obs.leaves[name], agent.device) for name in rows}
-        if self.explore and not (agent.warm or agent.pretrained):
-            action = self._act(torch.as_tensor(task, device=agent.device), leaves, at_random=True)
-        else:
-            action, _ = self._decide(task, leaves)
-        return Decision({name: values.cpu().numpy() for name, values in action.items()}, {})
-
-    def _act(
-        self, task: Tensor, leaves: Mapping[str, Mapping[str, Tensor]], *, at_random: bool = False
-    ) -> dict[str, Tensor]:
-        with matmul(self.agent.route, self.agent.device):
-            outputs = self.agent.policy(leaves, task)
-        action: dict[str, Tensor] = {}
-        for name, (mean, log_std) in outputs.items():
-            if at_random:
-                unit = torch.empty_like(mean).uniform_(-1, 1, generator=self.generator)
-            elif self.explore:
-                unit = torch.tanh(mean + log_std.exp() * torch.empty_like(mean).normal_(generator=self.generator))
-            else:
-                unit = torch.tanh(mean)
-            action[name] = self.agent.policy.to_env(unit, name)
-        return action
+        noise = standard_normal(sizes, self.generator) if self.explore else None
+        noise = noise or {name: torch.zeros(size, device=agent.device) for name, size in sizes.items()}
+        return Decision(agent.decide(task, {"leaves": leaves, "noise": noise}), {})
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}

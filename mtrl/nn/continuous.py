@@ -15,9 +15,15 @@ from mtrl.nn.perception import Perception, PerceptionConfig, flat_width, with_ac
 from mtrl.nn.trunk import TrunkConfig, make_trunk
 from mtrl.types import Spec
 
+Leaves = Mapping[str, Mapping[str, Tensor]]
+"""{group: {leaf: [n_g, ...]}}."""
+
 
 class Rows(NamedTuple):
-    """A batch of n transitions, group after group: {group: ...} per group, [n] over all of them."""
+    """A batch of n transitions, group after group: {group: ...} per group, [n] over all of them.
+
+    ``noise`` and ``next_noise`` [n_g, a], standard normal, decide the policy's actions in ``obs`` and ``next``.
+    """
 
     task: Tensor
     obs: dict[str, dict[str, Tensor]]
@@ -25,6 +31,8 @@ class Rows(NamedTuple):
     reward: Tensor
     terminated: Tensor
     next: dict[str, dict[str, Tensor]]
+    noise: dict[str, Tensor]
+    next_noise: dict[str, Tensor]
     target: Tensor = torch.empty(0)
 
     @property
@@ -40,11 +48,18 @@ class Rows(NamedTuple):
             for count in tasks.unique_consecutive(return_counts=True)[1].tolist():
                 here, all_ = slice(own, own + count), slice(start + own, start + own + count)
                 obs, following = ({name: {k: x[here] for k, x in part[name].items()}} for part in (self.obs, self.next))
-                rest = self.reward[all_], self.terminated[all_], following, self.target[all_]
+                noise, after = ({name: part[name][here]} for part in (self.noise, self.next_noise))
+                rest = self.reward[all_], self.terminated[all_], following, noise, after, self.target[all_]
                 found.append(Rows(self.task[all_], obs, {name: action[here]}, *rest))
                 own += count
             start += len(action)
         return found
+
+
+def standard_normal(sizes: Mapping[str, tuple[int, int]], generator: torch.Generator) -> dict[str, Tensor]:
+    """Random numbers of these shapes, on the generator's device."""
+    device = generator.device
+    return {name: torch.empty(size, device=device).normal_(generator=generator) for name, size in sizes.items()}
 
 
 class SquashedPolicy(nn.Module):
@@ -71,7 +86,7 @@ class SquashedPolicy(nn.Module):
                     f"{end}:{group.name}", torch.as_tensor(values, dtype=torch.float32), persistent=False
                 )
 
-    def forward(self, obs: Mapping[str, Mapping[str, Tensor]], task: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def forward(self, obs: Leaves, task: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Leaves per group and the tasks [n] of their rows -> (mean, log deviation) [n_g, a] per group."""
         latents = [self.perception(leaves, name) for name, leaves in obs.items()]
         features = self.trunk(torch.cat(latents), task)
@@ -112,7 +127,7 @@ class ActionCritic(nn.Module):
         self.trunk = make_trunk(trunk, self.perception.width, len(spec.tasks), self.perception.view)
         self.head = TaskMLP(len(spec.tasks) if self.trunk.per_task else 1, (self.trunk.out, out))
 
-    def forward(self, obs: Mapping[str, Mapping[str, Tensor]], action: Mapping[str, Tensor], task: Tensor) -> Tensor:
+    def forward(self, obs: Leaves, action: Mapping[str, Tensor], task: Tensor) -> Tensor:
         """Leaves and actions in [-1, 1] per group, tasks [n] of their rows -> [n, out]."""
         latents = []
         for name, leaves in obs.items():

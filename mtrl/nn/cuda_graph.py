@@ -2,13 +2,14 @@
 
 The update of a small network is many hundred kernels of a few microseconds each; Python takes several times longer to
 launch them one by one than the GPU to run them (https://pytorch.org/blog/accelerating-pytorch-with-cuda-graphs). A
-recording repeats the very kernels, with the same random numbers: results are those of the work itself, bit for bit.
+recording repeats the very kernels on new inputs, of which random numbers are a part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import gc
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,101 +26,117 @@ MOST = 4
 
 
 class Graphed:
-    """Calls ``work(task, inputs)``, on a GPU from a recording for each kind of inputs (tasks, shapes, dtypes).
+    """Calls work, on a GPU from a recording for each kind of inputs (tasks, shapes, dtypes).
 
-    The work must always do the same for one kind of inputs, without looking at numbers on the GPU.
+    The work must always do the same for one kind of inputs, without looking at numbers on the GPU. Recordings should
+    live as long as the process learns: torch frees memory that they share when it destroys one.
 
     Args:
-        work: task [n] int64 on the device, tree of inputs -> tree of tensors. Trees are tensors in mappings and tuples.
-        device: that it runs on; anything but CUDA calls ``work`` as it is.
-        generators: of all random numbers that it draws on the device.
+        on: False calls the work as it is.
         recording: a context for the recording alone; what it yields is kept as long as the graph.
-        on: False calls ``work`` as it is.
+
+    Attributes:
+        replays: how often a recording was used.
     """
 
-    def __init__(
-        self,
-        work: Callable[[Tensor, Any], Any],
-        device: torch.device,
-        generators: Sequence[torch.Generator] = (),
-        recording: Callable[[], AbstractContextManager[object]] = nullcontext,
-        *,
-        on: bool = True,
-    ) -> None:
-        self._work, self._device, self._generators, self._recording = work, device, generators, recording
+    def __init__(self, *, on: bool, recording: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+        self.on, self.replays = on, 0
+        self._recording = recording
         self._known: dict[Hashable, _Record] = {}
-        self._off = not on or device.type != "cuda"
 
     def forget(self) -> None:
         """Drop all recordings: they hold the memory of tensors that have been replaced since."""
         self._known.clear()
 
-    def __call__(self, task: Array, inputs: Any) -> tuple[Any, bool]:
+    def __call__(self, work: Callable[[Any], Any], task: Array, inputs: Any) -> tuple[Any, bool]:
         """What the work returns, and whether it came from a recording.
 
         Args:
-            task: [n] int64, ids of the rows' tasks.
-            inputs: tree of tensors on the device.
+            work: tree of inputs -> tree of tensors; the same one at every call. Trees are tensors in mappings and
+                tuples.
+            task: [n] int64, ids of the rows' tasks, which the part of the inputs that is called ``task`` holds, too.
+            inputs: on the device.
 
         Raises:
-            RuntimeError: the work cannot be recorded.
+            RuntimeError: the work cannot be recorded; says why.
         """
+        if not self.on:
+            return work(inputs), False
         kind = task.tobytes(), tuple((x.shape, x.dtype) for x in leaves(inputs))
-        record = None if self._off else self._known.get(kind)
+        record = self._known.get(kind)
         if record is None:
-            ids = torch.as_tensor(task, device=self._device)
-            if self._off or len(self._known) == MOST:
-                return self._work(ids, inputs), False
-            record = self._known[kind] = _Record(ids, rebuilt(inputs, torch.clone))
+            fresh = [key for key, other in self._known.items() if other.graph is None]
+            if len(self._known) == MOST and not fresh:
+                return work(inputs), False
+            if len(self._known) == MOST:
+                del self._known[fresh[0]]
+            record = self._known[kind] = _Record(rebuilt(inputs, torch.clone))
         for own, given in zip(leaves(record.inputs), leaves(inputs), strict=True):
             own.copy_(given)
-        graph = record.graph or (self._record(record) if record.calls >= WARM else None)
-        if graph is None:
+        if record.graph is None and record.calls == WARM:
+            self._record(work, record)
+        if record.graph is None:
             record.calls += 1
-            return self._work(record.task, record.inputs), False
-        graph.replay()
+            return work(record.inputs), False
+        record.graph.replay()
+        self.replays += 1
         return rebuilt(record.outputs, torch.clone), True
 
-    def _record(self, record: _Record) -> torch.cuda.CUDAGraph:
+    def _record(self, work: Callable[[Any], Any], record: _Record) -> None:
         graph = torch.cuda.CUDAGraph()
-        for generator in self._generators:
-            graph.register_generator_state(generator)
         try:
-            with self._recording() as record.held, torch.cuda.graph(graph):
-                record.outputs = self._work(record.task, record.inputs)
+            # Torch stays on the recording's stream if it fails: the first context leads back.
+            back = torch.cuda.stream(torch.cuda.current_stream())
+            with back, self._recording() as record.held, _no_collection(), torch.cuda.graph(graph):
+                record.outputs = work(record.inputs)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise RuntimeError(f"cannot be recorded as a CUDA graph, set agent.cuda_graph=false: {reason}") from error
-        # The generators' counters were zeroed on the recording's stream, which the current one does not wait for.
-        torch.cuda.synchronize(self._device)
+            reason = str(error.__context__ or error).splitlines()[0]
+            raise RuntimeError(f"no CUDA graph can be made of it: {reason}") from error
         record.graph = graph
-        return graph
 
 
 class _Record:
     """Inputs of one kind in memory of their own, which the graph reads; the outputs that it writes."""
 
-    def __init__(self, task: Tensor, inputs: Any) -> None:
-        self.task, self.inputs = task, inputs
+    def __init__(self, inputs: Any) -> None:
+        self.inputs = inputs
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.outputs: Any = None
         self.held: object = None
 
 
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A graph that Python's collector destroys during a recording would spoil it."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def leaves(tree: Any) -> list[Tensor]:
-    """The tensors of a tree, in order."""
+    """The tensors of a tree, in order, without the part called ``task``."""
     if isinstance(tree, Tensor):
         return [tree]
-    parts = tree.values() if isinstance(tree, Mapping) else tree
-    return [leaf for part in parts for leaf in leaves(part)]
+    return [leaf for name, part in _parts(tree) if name != "task" for leaf in leaves(part)]
 
 
 def rebuilt(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The tree with every tensor changed."""
     if isinstance(tree, Tensor):
         return change(tree)
+    parts = {name: rebuilt(part, change) for name, part in _parts(tree)}
     if isinstance(tree, Mapping):
-        return {key: rebuilt(part, change) for key, part in tree.items()}
-    parts = [rebuilt(part, change) for part in tree]
-    return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+        return parts
+    return type(tree)(**parts) if hasattr(tree, "_fields") else tuple(parts.values())
+
+
+def _parts(tree: Any) -> list[tuple[Any, Any]]:
+    if isinstance(tree, Mapping):
+        return list(tree.items())
+    return list(zip(getattr(tree, "_fields", range(len(tree))), tree, strict=True))

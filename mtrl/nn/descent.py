@@ -147,11 +147,24 @@ class Descent:
 
 
 @contextmanager
+def frozen(net: nn.Module) -> Iterator[None]:
+    """Losses that pass through a network without a gradient of its weights."""
+    learned = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
 def unchecked(descents: Sequence[Descent], device: torch.device) -> Iterator[Tensor]:
     """Steps in which the host looks at no number, for a CUDA graph; all optimisers are fused.
 
     Yields:
-        A number [] float32 that a loss or gradient which is not finite sets to 1. While it is, no descent steps, and
+        A number [] float32 that a loss or gradient which is not finite sets to 1. From then on no descent steps, and
         the losses that they return are NaN. It must live as long as the graph.
     """
     stop = torch.zeros((), device=device)
@@ -164,7 +177,7 @@ def unchecked(descents: Sequence[Descent], device: torch.device) -> Iterator[Ten
         yield stop
     finally:
         for descent in descents:
-            descent.stop = None
+            descent.stop = descent.optimizer.found_inf = None  # type: ignore[attr-defined]
         for group in groups:
             group["capturable"] = False
 

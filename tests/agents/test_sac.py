@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,8 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from mtrl import registry
+from mtrl.nn.cuda_graph import WARM, Graphed
+from mtrl.nn.descent import unchecked
 from mtrl.nn.normalizers import MaxReturnScale
 from mtrl.nn.trunk import TrunkConfig
 from mtrl.spaces import make_spec
@@ -76,13 +80,10 @@ def test_targets_equal_the_closed_form(terminated: bool) -> None:
     ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20, terminated=terminated)  # type: ignore[arg-type]
     constant_targets(agent, 3.0)
     rows = agent._batch()[1]
-    before = agent.generator.get_state()
     with torch.no_grad():
         hard = agent._target(rows, torch.zeros(len(rows.task)))
-        agent.generator.set_state(before)
         soft = agent._target(rows, torch.full((len(rows.task),), 0.5))
-        agent.generator.set_state(before)
-        log_prob = agent._act(rows.next, rows.task)[1]
+        log_prob = agent._act(rows.next, rows.task, rows.next_noise)[1]
     ahead = 0.0 if terminated else 0.9  # a truncation bootstraps, a termination does not
     torch.testing.assert_close(hard, torch.full_like(hard, 1.0 + ahead * 3.0))
     torch.testing.assert_close(hard - soft, ahead * 0.5 * log_prob)
@@ -338,6 +339,91 @@ def test_multi_task_optimisation_keeps_the_contract(options: dict[str, Any]) -> 
     small = {"warmup": 4, "batch_size": 4, "capacity": 200, "log_every": 1, "trunk": {"kind": "moore", "widths": (8,)}}
     report = check_agent(SAC, options={**small, **options}, groups=("continuous",), steps=16)
     assert report.ok, str(report)
+
+
+class Again:
+    """Stands in for a CUDA graph on the CPU: a replay does the work again."""
+
+    def __init__(self, agent: SAC, record: Any) -> None:
+        self.agent, self.record = agent, record
+
+    def replay(self) -> None:
+        with unchecked(list(self.agent.descents.values()), self.agent.device):
+            self.record.outputs = self.agent._step(self.record.inputs)
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch, agent: SAC) -> SAC:
+    """The agent, with updates from stand-ins for recordings."""
+    monkeypatch.setattr(Graphed, "_record", lambda self, work, record: setattr(record, "graph", Again(agent, record)))
+    agent._update.on = True
+    return agent
+
+
+def weights(agent: SAC) -> dict[str, torch.Tensor]:
+    nets = {"policy": agent.policy, "critics": agent.critics, "targets": agent.targets}
+    found = {f"{name}/{key}": value for name, net in nets.items() for key, value in net.state_dict().items()}
+    return {key: value.clone() for key, value in {**found, "alpha": agent.log_alpha.detach()}.items()}
+
+
+def test_recorded_updates_are_those_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    agents = [make(ragged_spec()), recorded(monkeypatch, make(ragged_spec()))]
+    for agent in agents:
+        ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20)  # type: ignore[arg-type]
+    assert agents[1]._update.replays == agents[1].updates - WARM == 10
+    for key, value in weights(agents[0]).items():
+        assert torch.equal(value, weights(agents[1])[key]), key
+
+
+@pytest.mark.parametrize("part", ["critic", "actor"])
+@pytest.mark.parametrize("graph", [False, True])
+def test_an_update_that_is_not_finite_names_the_task_and_leaves_what_comes_after_it(
+    part: str, graph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make(ragged_spec())
+    ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20)  # type: ignore[arg-type]
+    agent = recorded(monkeypatch, agent) if graph else agent
+    task, rows = agent._batch()
+    for _ in range(WARM + 1):
+        agent._learn(task, rows)
+    assert agent._update.replays == graph
+    before = weights(agent)
+    broken = rows._replace(reward=rows.reward.masked_fill(rows.task == 1, torch.inf))
+    if part == "actor":
+        broken = rows._replace(noise={**rows.noise, "eye": torch.full_like(rows.noise["eye"], torch.nan)})
+    with pytest.raises(FloatingPointError, match=f"the {part} loss of {agent.names[1]} is not finite at update"):
+        agent._learn(task, broken)
+    moved = {key.partition("/")[0] for key, value in weights(agent).items() if not torch.equal(value, before[key])}
+    assert moved == (set() if part == "critic" else {"critics"})
+    agent._learn(task, rows)  # nothing is left frozen
+    assert all(bool(value.isfinite().all()) for value in weights(agent).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"matmul": "bf16"}, "matmul=bf16"),
+        ({"critic_gradients": "pcgrad"}, "critic_gradients=pcgrad"),
+        ({"critic_balance": "famo"}, "critic_balance"),
+        ({"critic_trunk": {"kind": "moe_topk", "widths": [8]}}, "critic_trunk.kind=moe_topk"),
+    ],
+)
+def test_what_a_cuda_graph_cannot_hold_is_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=f"cuda_graph=true cannot record {named}"):
+        SAC.Config(cuda_graph=True, **options)
+
+
+def test_an_agent_that_nobody_needs_is_freed_at_once() -> None:
+    agent = make(ragged_spec())
+    actor = agent.actor(RAGGED_LAYOUT, explore=True)
+    ragged_run(agent, actor, 12)  # type: ignore[arg-type]
+    gone = weakref.ref(agent)
+    gc.collect()
+    gc.disable()
+    try:
+        del agent, actor
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_targets_follow_the_critics_without_remembering_how() -> None:
