@@ -3,7 +3,7 @@
     python benchmarks/steps_to.py runs/tl-5-7 --share 0.8 --out results/moore/moore-transfer-5-7/steps.json
 
 Evaluations are too rare to tell. A run's score at a record is the mean over tasks of the mean of each task's last
-episodes (``log.window``, 100); best is the highest mean over seeds of an agent's last scores. The answer is the first
+episodes (``log.window``); best is the highest mean over seeds of an agent's last scores. The answer is the first
 record at or above ``share`` times best with all tasks in it, so it comes as many episodes late as the window is long,
 for all agents alike.
 """
