@@ -5,7 +5,7 @@
 Evaluations are too rare to tell. A run's score at a record is the mean over tasks of the mean of each task's last
 episodes (``log.window``); best is the highest mean over seeds of an agent's last scores. The answer is the first
 record at or above ``share`` times best with all tasks in it, so it comes as many episodes late as the window is long,
-for all agents alike.
+for all agents alike. Agents that learn each task alone are left out.
 """
 
 from __future__ import annotations

@@ -386,8 +386,8 @@ class SACActor:
             return Decision(action, {})
         task = np.concatenate([obs.task[part] for part in rows.values()])
         leaves = {name: to_tensors(obs.leaves[name], agent.device) for name in rows}
-        noise = standard_normal(sizes, self.generator) if self.explore else None
-        noise = noise or {name: torch.zeros(size, device=agent.device) for name, size in sizes.items()}
+        noise = {name: torch.zeros(size, device=agent.device) for name, size in sizes.items()}
+        noise = standard_normal(sizes, self.generator) if self.explore else noise
         return Decision(agent.decide(task, {"leaves": leaves, "noise": noise}), {})
 
     def state_dict(self) -> dict[str, Any]:

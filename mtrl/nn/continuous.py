@@ -126,6 +126,7 @@ class ActionCritic(nn.Module):
         self.perception = Perception(dataclasses.replace(spec, groups=tuple(groups)), perception, state=True)
         self.trunk = make_trunk(trunk, self.perception.width, len(spec.tasks), self.perception.view)
         self.head = TaskMLP(len(spec.tasks) if self.trunk.per_task else 1, (self.trunk.out, out))
+        self.register_buffer("common", torch.zeros(len(spec.tasks), dtype=torch.int64), persistent=False)
 
     def forward(self, obs: Leaves, action: Mapping[str, Tensor], task: Tensor) -> Tensor:
         """Leaves and actions in [-1, 1] per group, tasks [n] of their rows -> [n, out]."""
@@ -134,4 +135,4 @@ class ActionCritic(nn.Module):
             own = [leaves["vector"]] if "vector" in leaves and self.reads_vector else []
             latents.append(self.perception({**leaves, "vector": torch.cat([*own, action[name]], 1)}, name))
         features = self.trunk(torch.cat(latents), task)
-        return self.head(features, task if self.trunk.per_task else torch.zeros_like(task))
+        return self.head(features, task if self.trunk.per_task else look_up(self.get_buffer("common"), task))

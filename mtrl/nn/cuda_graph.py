@@ -65,11 +65,11 @@ class Graphed:
         kind = task.tobytes(), tuple((x.shape, x.dtype) for x in leaves(inputs))
         record = self._known.get(kind)
         if record is None:
-            fresh = [key for key, other in self._known.items() if other.graph is None]
-            if len(self._known) == MOST and not fresh:
-                return work(inputs), False
             if len(self._known) == MOST:
-                del self._known[fresh[0]]
+                fresh = next((key for key, other in self._known.items() if other.graph is None), None)
+                if fresh is None:
+                    return work(inputs), False
+                del self._known[fresh]
             record = self._known[kind] = _Record(rebuilt(inputs, torch.clone))
         for own, given in zip(leaves(record.inputs), leaves(inputs), strict=True):
             own.copy_(given)

@@ -30,8 +30,6 @@ class TaskRows(NamedTuple):
         """Sort ``task`` [n] int64 (ids below ``num_tasks``), stably."""
         if task.device.type == "cpu":
             return cls._sort(task, num_tasks)
-        if num_tasks == 1:  # nothing to find out, and such ids are new zeros at every call
-            return cls(None, None, (len(task),))
         # Reading a GPU's tensor waits for all that the GPU was asked to do: once per tensor, however many layers ask.
         seen = (task._version, num_tasks)
         known, rows = getattr(task, "_task_rows", (None, None))
