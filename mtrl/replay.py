@@ -37,9 +37,9 @@ class Batch(NamedTuple):
 class Replay:
     """Ring buffers of all tasks of a spec.
 
-    Memory is reserved, not filled, at construction: pages come into being when transitions are written, so a large
-    capacity costs nothing until it is used. Where a leaf is a stack of frames (``Group.frames``), each frame is stored
-    once, as long as a transition needs it.
+    Memory is reserved, not filled, by ``reserve`` or the first ``add``: pages come into being when transitions are
+    written, so a large capacity costs nothing until it is used, and nothing at all where an agent only acts. Where a
+    leaf is a stack of frames (``Group.frames``), each frame is stored once, as long as a transition needs it.
 
     Args:
         spec: tasks and groups.
@@ -49,9 +49,6 @@ class Replay:
     Attributes:
         nbytes: memory that the buffer takes once every task has filled its share. (Of stacks: one frame per transition
             and an eighth, since an episode's start adds one. If episodes are shorter than 8 steps it takes more.)
-
-    Raises:
-        MemoryError: a full buffer would not fit into this machine's memory.
     """
 
     def __init__(self, spec: Spec, capacity: int, *, seed: int) -> None:
@@ -60,21 +57,30 @@ class Replay:
         self.spec = spec
         self.capacity = capacity
         self._rng = np.random.default_rng(seed)
-        layouts = {group.name: _fields(group) for group in spec.groups}
+        self._rings: dict[str, _Ring] = {}
         self.nbytes = 0
         for group in spec.groups:
-            fields = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in layouts[group.name].values())
+            fields = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in _fields(group).values())
             frames = sum(frame_bytes(group.leaves[leaf], k) for leaf, k in group.frames.items())
             self.nbytes += capacity * len(group.tasks) * fields + _frames_kept(group, capacity) * frames
+
+    def reserve(self) -> None:
+        """Take the memory, unless that was done before.
+
+        Raises:
+            MemoryError: a full buffer would not fit into this machine's memory.
+        """
+        if self._rings:
+            return
         memory = psutil.virtual_memory().total
         if self.nbytes > memory:
             raise MemoryError(
-                f"a full replay of {capacity:,} transitions for each of {len(spec.tasks)} tasks takes "
+                f"a full replay of {self.capacity:,} transitions for each of {len(self.spec.tasks)} tasks takes "
                 f"{self.nbytes / 2**30:.1f} GiB and this machine has {memory / 2**30:.1f} GiB: "
-                f"lower the capacity to {int(capacity * 0.8 * memory / self.nbytes):,} or less"
+                f"lower the capacity to {int(self.capacity * 0.8 * memory / self.nbytes):,} or less"
             )
-        shared = np.array([task.shared_reward for task in spec.tasks])
-        self._rings = {group.name: _Ring(group, capacity, layouts[group.name], shared) for group in spec.groups}
+        shared = np.array([task.shared_reward for task in self.spec.tasks])
+        self._rings = {group.name: _Ring(group, self.capacity, shared) for group in self.spec.groups}
 
     @property
     def sizes(self) -> Array:
@@ -85,7 +91,8 @@ class Replay:
         return sizes
 
     def add(self, step: Step) -> None:
-        """Store the transitions of all rows that are active and, in a team, alive."""
+        """Store the transitions of all rows that are active and, in a team, alive. MemoryError as from ``reserve``."""
+        self.reserve()
         start = 0
         for group in self.spec.groups:
             if group.name in step.obs.leaves:
@@ -102,6 +109,7 @@ class Replay:
 
     def state_dict(self) -> dict[str, Any]:
         """The filled part of every ring. Like torch's, it holds references: write it away before the next ``add``."""
+        self.reserve()
         return {
             "rng": rng_state(self._rng),
             "rings": {name: ring.state_dict() for name, ring in self._rings.items()},
@@ -109,6 +117,7 @@ class Replay:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as the saved buffer would have; ValueError if its capacity was another."""
+        self.reserve()
         set_rng_state(self._rng, state["rng"])
         for name, ring in self._rings.items():
             ring.load_state_dict(state["rings"][name])
@@ -117,9 +126,7 @@ class Replay:
 class _Ring:
     """One group's transitions, one array per field; row ``k * capacity + i`` is the i-th place of its k-th task."""
 
-    def __init__(
-        self, group: Group, capacity: int, fields: Mapping[str, tuple[tuple[int, ...], np.dtype]], shared: Array
-    ) -> None:
+    def __init__(self, group: Group, capacity: int, shared: Array) -> None:
         self.name = group.name
         self.leaves = tuple(group.leaves)
         self.tasks = np.asarray(group.tasks, np.int64)
@@ -129,7 +136,8 @@ class _Ring:
         self._local = np.full(int(self.tasks.max()) + 1, -1, np.int64)
         self._local[self.tasks] = np.arange(len(self.tasks))
         self._data = {
-            name: np.empty((len(self.tasks) * capacity, *shape), dtype) for name, (shape, dtype) in fields.items()
+            name: np.empty((len(self.tasks) * capacity, *shape), dtype)
+            for name, (shape, dtype) in _fields(group).items()
         }
         # Leaves that are stacks of frames: the data hold indices [k] into these pools. The last stack of every row,
         # [rows, k], is what the next one may continue.

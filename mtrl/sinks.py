@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtrl.registry import MissingPackageError
 from mtrl.types import Episode
 
 _log = logging.getLogger(__name__)
@@ -143,16 +144,22 @@ class TensorBoard(Sink):
         resume_at: hides the records after this step that an earlier process wrote.
 
     Raises:
-        ImportError: the extra is not installed.
+        MissingPackageError: the extra is not installed.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], resume_at: int | None = None) -> None:
+        self._writer = self.writer()(str(folder), purge_step=None if resume_at is None else resume_at + 1)
+        self._writer.add_text("config", f"```json\n{json.dumps(config, indent=1, default=str)}\n```")
+
+    @staticmethod
+    def writer() -> Any:
+        """The class that writes the files; raises as the constructor does."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError("TensorBoard is not installed: pip install 'mtrl-suite[track]'") from error
-        self._writer = SummaryWriter(str(folder), purge_step=None if resume_at is None else resume_at + 1)
-        self._writer.add_text("config", f"```json\n{json.dumps(config, indent=1, default=str)}\n```")
+            what = "TensorBoard is not installed: pip install 'mtrl-suite[track]'"
+            raise MissingPackageError(what, name="tensorboard") from error
+        return SummaryWriter
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """One scalar per metric."""

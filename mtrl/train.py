@@ -27,6 +27,7 @@ from mtrl.nn.size import network_sizes
 from mtrl.registry import Mix
 from mtrl.sampler import Sampled, spread, task_weights
 from mtrl.signals import collected
+from mtrl.sinks import TensorBoard
 from mtrl.spaces import make_spec
 from mtrl.types import Agent, Spec, Task
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv
@@ -68,13 +69,15 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
     copies, sampler = _slots(config, spec, mix, agent)
     saved = _saved(out) if resume else None
     origin = transfer.prepare(agent, config, out, saved)
+    getattr(agent, "reserve", lambda: None)()
+    if config.log.tensorboard:
+        TensorBoard.writer()
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
+        envs = stack.enter_context(contextlib.closing(_vector(config, tasks, spec, copies, sampler)))
         # Only now: a mistake in the config leaves no folder behind.
         stack.enter_context(runs.claimed(out, config, saved.step if saved else None, resume=resume))
         logger = stack.enter_context(_logger(config, out, spec, saved.step if saved else None))
-        envs = _vector(config, tasks, spec, copies, sampler)
-        stack.callback(envs.close)
         stack.enter_context(_autopsy(out))
         actor = agent.actor(envs.layout, explore=True)
         monitor = Monitor(spec, config.log.window)
@@ -202,7 +205,10 @@ def _vector(
 ) -> MultiTaskVectorEnv:
     workers = _workers(config, tasks, spec, sum(copies))
     options = {"workers": workers, "schedule": sampler, "spec": spec, "patience": config.patience}
-    return MultiTaskVectorEnv(tasks, copies, seed=config.seed, **options)
+    try:
+        return MultiTaskVectorEnv(tasks, copies, seed=config.seed, **options)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _due(before: int, now: int, every: int) -> bool:

@@ -282,7 +282,9 @@ class Agent(Protocol):
     ``recurrent`` says whether actors carry memory from step to step.
 
     An agent may have ``errors``, [t, N] float64: after an update that learned, the size of the value error of each step
-    since the last such update, NaN for rows that did not count. The sampler ``plr`` asks for it.
+    since the last such update, NaN for rows that did not count. The sampler ``plr`` asks for it. It may have
+    ``reserve()``, called once before training begins, which takes the memory that it learns with; MemoryError if the
+    machine lacks it.
     """
 
     recurrent: bool

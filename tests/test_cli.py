@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,11 @@ def test_lists() -> None:
         (("watch", "--suite", "minigrid/mt3", "--training", "best"), "--training shows what a run has recorded"),
         (("watch", "nowhere", "--training", "best", "--seed", "1"), "--training shows what a run has recorded"),
         (("watch", "--suite", f"{PROBES}/discrete", "--out", "x.mp4"), "cannot render: its build takes no render_mode"),
+        (
+            ("train", "--suite", f"{PROBES}/continuous", "--agent", "sac", f"agent.capacity={10**13}"),
+            "lower the capacity",
+        ),
+        (("train", "--suite", "tests.vector.probes:Probes/lambda", "workers=1"), "cannot be sent to worker processes"),
         (("train", "--suite", "minigrid/mt3*0"), "'minigrid/mt3*0': write copies as a whole number from 1 up"),
         (("train", "--suite", "minigrid/mt3*2", "slots=4", "sampler.kind=uniform"), "slots and '*2' in suite"),
         (("check", "minigrid/mt3*no"), "write copies as a whole number"),
@@ -66,6 +72,15 @@ def test_mistakes_are_one_clear_line(words: tuple[str, ...], message: str, tmp_p
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_folder_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    words = ("train", "--suite", f"{PROBES}/discrete", "log.tensorboard=true", "--out", str(tmp_path / "run"))
+    result = call(*words)
+    assert result.exit_code == 2
+    assert "pip install 'mtrl-suite[track]'" in result.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -144,8 +144,11 @@ def test_state_goes_on_as_the_original(steps: int) -> None:
 
 
 def test_a_buffer_that_cannot_fit_is_refused_with_the_capacity_that_would() -> None:
-    with pytest.raises(MemoryError, match="lower the capacity to"):
-        Replay(make_spec(), 10**13, seed=0)
+    huge = Replay(make_spec(), 10**13, seed=0)  # what only acts needs no memory
+    for use in (huge.reserve, lambda: huge.add(make_step(0))):
+        with pytest.raises(MemoryError, match="lower the capacity to"):
+            use()
+    assert not huge.sizes.any()
     with pytest.raises(ValueError, match="at least 1"):
         Replay(make_spec(), 0, seed=0)
 

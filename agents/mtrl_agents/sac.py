@@ -142,6 +142,7 @@ class SAC:
         self._update = Graphed(on=graph, recording=recording)
         self._acting = Graphed(on=graph)
         self.replay = Replay(spec, config.capacity, seed=seed)
+        self.reserve = self.replay.reserve
         self.scale = None if config.reward_scale == "none" else MeanRewardScale(tasks)
         if config.reward_scale == "max_return":
             self.scale = MaxReturnScale(tasks, config.gamma, config.v_max)

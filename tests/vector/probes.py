@@ -214,7 +214,8 @@ _FAULTS = ("build", "reset", "raise", "die", "hang", "reward", "shape", "unseede
 
 
 class Probes:
-    """The suite: ``all`` are the well-behaved tasks; ``faulty-*`` and ``slow-MILLISECONDS`` come singly."""
+    """The suite: ``all`` are the well-behaved tasks; ``faulty-*``, ``slow-MILLISECONDS`` and ``lambda``, which cannot
+    be pickled, come singly."""
 
     name = "probe"
 
@@ -231,6 +232,8 @@ class Probes:
             return [Task(f"probe/{group}", partial(Faulty, what), 50, spaces=space)]
         if kind == "slow":
             return [Task(f"probe/{group}", partial(Slow, int(what) / 1000), 50)]
+        if group == "lambda":
+            return [Task("probe/lambda", lambda: Slow(0.0), 50)]
         if group not in _TASKS:
             raise UnknownNameError("group of suite 'probe'", group, self.groups)
         return [_TASKS[group]]
