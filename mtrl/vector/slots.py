@@ -7,6 +7,7 @@ lives is the backend's business. So the very same code runs in the training proc
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -85,7 +86,8 @@ class Buffers:
     ended episodes, valid in rows whose slot ended at the last step. Per row: ``reward`` float64, ``success``.
     Per slot: ``terminated``, ``truncated``, ``reported`` (a success signal came in this episode), ``next_task`` and
     ``next_seed`` (what follows when the episode ends; ``PARKED`` for nothing), ``task``, ``seed`` and ``length`` (what
-    is played now and how many steps were taken), ``cost`` (seconds per step). ``busy`` is each worker's present slot.
+    is played now and how many steps were taken), ``cost`` (seconds per step), ``built`` (seconds that building its last
+    environment took). ``busy`` is each worker's present slot.
 
     Args:
         program: what the arrays are for.
@@ -107,7 +109,7 @@ class Buffers:
             fields[name,] = ((slots,), np.bool_)
         for name in ("next_task", "next_seed", "task", "seed", "length", "busy"):
             fields[name,] = ((slots,), np.int64)
-        fields["cost",] = ((slots,), np.float64)
+        fields["cost",], fields["built",] = ((slots,), np.float64), ((slots,), np.float64)
 
         offsets, size = [], 0
         for shape, dtype in fields.values():
@@ -131,7 +133,7 @@ class Buffers:
         )
         self.next_task, self.next_seed, self.cost = arrays["next_task",], arrays["next_seed",], arrays["cost",]
         self.task, self.seed, self.length = arrays["task",], arrays["seed",], arrays["length",]
-        self.busy = arrays["busy",]
+        self.busy, self.built = arrays["busy",], arrays["built",]
 
     def where(self, program: Program, slot: int) -> str:
         """The place that an error message names."""
@@ -249,7 +251,9 @@ class Slot:
             return
         try:
             if task not in self._made:
+                before = time.perf_counter()
                 self._made[task] = self._build(task)
+                buffers.built[slot] = time.perf_counter() - before
             self._game = self._made[task]
             self._game.reset(seed)
             self._game.write(self._obs, self.place.local)

@@ -28,7 +28,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, NamedTuple
 
@@ -159,11 +159,14 @@ class Workers:
     def rebalance(self, movable: Sequence[int], running: Callable[[int], Running]) -> None:
         """Even the workers' load out, as far as ``movable`` slots allow; a new owner just begins the same episode.
 
-        A new owner must build the environment: what is won by moving again and again after noise would be lost.
+        A new owner must build the environment: what is won by moving again and again after noise would be lost. So
+        slots move once they would have won that time, had they moved when they last did.
         """
         if self._settled < self._rest * COST_STEPS:
             return
         moves = plan_moves(self._owner, self.buffers.cost, movable, len(self._links))
+        if not self._pays(moves):
+            return
         for slot, worker in moves.items():
             before, self._owner[slot] = self._owner[slot], worker
             self._order(before, _DROP, slot)
@@ -171,9 +174,17 @@ class Workers:
                 self._answer(before)
             except EnvironmentFailedError as error:
                 self._replace(before, error, running)
-        if moves:
-            self._settled, self._rest = 0, min(2 * self._rest, _MOST_REST)
-            self._restore([running(slot) for slot in moves], running)
+        self._settled, self._rest = 0, min(2 * self._rest, _MOST_REST)
+        self._restore([running(slot) for slot in moves], running)
+
+    def _pays(self, moves: Mapping[int, int]) -> bool:
+        if not moves:
+            return False
+        owner, cost = self._owner, self.buffers.cost
+        after = [moves.get(slot, worker) for slot, worker in enumerate(owner)]
+        gain = np.bincount(owner, weights=cost).max() - np.bincount(after, weights=cost).max()
+        built = np.bincount(list(moves.values()), weights=self.buffers.built[list(moves)])  # by all workers at once
+        return gain * self._settled >= built.max()
 
     def close(self) -> None:
         """End all workers: by themselves, or killed after a few seconds. Never hangs, leaves no process behind."""
