@@ -5,14 +5,15 @@ cheap as long as no layer couples rows of different tasks. A method sees the Gra
 weights; J^T w replaces the gradient. Parameters that belong to one task keep its gradient, divided by K as in the mean.
 
 Methods are those of TorchJD (https://github.com/TorchJD/torchjd; the extra ``gradients``), which also names the papers.
-Around them, three traps measured with TorchJD 0.18.0 are taken out: gradients much smaller than 1, for which some
-methods quietly do nothing; tasks without gradient, which stop MGDA and CAGrad; draws from the global generator. One
-is left: GradVac's running targets belong to pairs of tasks, and start anew when a batch lacks one of them.
+Around them, four traps measured with TorchJD 0.18.0 are taken out: gradients much smaller than 1, for which some
+methods quietly do nothing; tasks without gradient, which stop MGDA and CAGrad; draws from the global generator; and
+GradVac's running targets, which belong to pairs of tasks, but start anew there when a batch lacks one of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -62,27 +63,44 @@ class Aggregator:
     def __init__(self, method: Method, *, seed: int = 0) -> None:
         self.method: Method = method
         self.generator = torch.Generator().manual_seed(seed)
-        self._weighting = _weighting(method)
+        self.targets = torch.zeros(0, 0, dtype=torch.float64)  # GradVac's, of pairs of tasks
+        self._weighting: Any = _weighting(method)
         self._jacobian: Tensor | None = None  # kept, since fresh pages for megabytes cost a tenth of a backward pass
 
-    def weights(self, gramian: Tensor) -> Tensor:
-        """Weights [K] of gradients with this Gramian [K, K], in its dtype; computed in float64 on the CPU."""
+    def weights(self, gramian: Tensor, tasks: Sequence[int] | None = None) -> Tensor:
+        """Weights [K] of gradients with this Gramian [K, K], in its dtype; computed in float64 on the CPU.
+
+        ``tasks``: whose they are; None: 0 to K - 1.
+        """
         gram = gramian.detach().double().cpu()
         k = len(gram)
         found = torch.full((k,), 1 / k, dtype=torch.float64)
         square = gram.diagonal()
         heard = square > SILENT * square.mean()
-        if self.method == "gradvac":
-            heard |= bool(heard.any())  # its running targets belong to fixed tasks; silent ones do no harm
         if heard.any():
             own = gram[heard][:, heard]
             scale = own.trace() / len(own)
             seed = int(torch.randint(2**31, (1,), generator=self.generator))
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), self._targeted(torch.arange(k) if tasks is None else tasks, heard):
                 torch.manual_seed(seed)
                 chosen = self._weighting(own / scale)
             found[heard] = self._length(chosen, own, scale, k)
         return found.to(gramian)
+
+    @contextmanager
+    def _targeted(self, tasks: Sequence[int] | Tensor, heard: Tensor) -> Iterator[None]:
+        """While GradVac's weighting holds the targets of the tasks that are heard."""
+        if self.method != "gradvac":
+            yield
+            return
+        own = torch.as_tensor(tasks)[heard]
+        missing = int(own.max()) + 1 - len(self.targets)
+        if missing > 0:
+            self.targets = nn.functional.pad(self.targets, (0, missing, 0, missing))
+        mine = own[:, None], own
+        self._weighting._phi_t, self._weighting._state_key = self.targets[mine], (len(own), self.targets.dtype)
+        yield
+        self.targets[mine] = self._weighting._phi_t
 
     def _length(self, weights: Tensor, gram: Tensor, scale: Tensor, k: int) -> Tensor:
         """Undo what the rescaled Gramian changed; make sums means over all k tasks."""
@@ -93,13 +111,14 @@ class Aggregator:
             return weights / (weights @ gram @ weights).clamp(min=1e-24).sqrt().clamp(min=1.0)
         return weights / k if self.method in ("pcgrad", "gradvac") else weights * len(weights) / k
 
-    def backward(self, losses: Sequence[Tensor], net: nn.Module) -> Aggregated:
+    def backward(self, losses: Sequence[Tensor], net: nn.Module, tasks: Sequence[int] | None = None) -> Aggregated:
         """Set ``.grad`` of all parameters of ``net`` from the tasks' losses; clip and step afterwards.
 
         Args:
             losses: mean loss of each task that is present, from a forward pass of its own rows (a common one is as
                 right, but costs a backward pass over all rows for each task).
             net: see ``task_parameters`` for how its parameters are told apart.
+            tasks: which ones these are; None: 0 to K - 1.
         """
         shared, own = task_parameters(net)
         first, kept = losses[0], self._jacobian
@@ -109,20 +128,18 @@ class Aggregator:
         jacobian = task_jacobian(losses, shared, own, out=kept)
         with torch.autocast(jacobian.device.type, enabled=False):  # angles between gradients are no matter for bfloat16
             gramian = jacobian @ jacobian.T
-            weights = self.weights(gramian)
+            weights = self.weights(gramian, tasks)
             parts = (weights @ jacobian).split([p.numel() for p in shared])
         for parameter, part in zip(shared, parts, strict=True):
             parameter.grad = part.view_as(parameter)
         return Aggregated(weights, gramian)
 
     def state_dict(self) -> dict[str, Any]:
-        phi = getattr(self._weighting, "_phi_t", None)  # GradVac's targets are no part of TorchJD's own state_dict
-        return {"generator": self.generator.get_state(), "targets": phi}
+        return {"generator": self.generator.get_state(), "targets": self.targets.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generator.set_state(state["generator"])
-        if (phi := state["targets"]) is not None:
-            self._weighting._phi_t, self._weighting._state_key = phi.clone(), (len(phi), phi.dtype)  # type: ignore[attr-defined]
+        self.targets = state["targets"].clone()
 
 
 def task_parameters(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

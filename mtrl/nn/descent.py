@@ -89,7 +89,7 @@ class Descent:
             parts = rows.parts()
             found = [loss(part) for part in parts]
             means = [_mean(each, part) for each, part in zip(found, parts, strict=True)]
-            self.aggregator.backward(means, self.net)
+            self.aggregator.backward(means, self.net, [int(part.task[0]) for part in parts])
             mean, losses, task = torch.stack(means).detach().mean(), torch.cat(found), [part.task for part in parts]
         else:
             losses, task = loss(rows), [rows.task]

@@ -103,8 +103,7 @@ def test_a_task_without_gradient_does_not_stop_the_others(method: Any) -> None:
         torch.zeros(3, 3).index_put((torch.tensor([0, 0, 2, 2]), torch.tensor([0, 2, 0, 2])), (both @ both.T).flatten())
     )
     assert torch.isfinite(found).all()
-    if method != "gradvac":
-        assert float(found[1]) == pytest.approx(1 / 3)
+    assert float(found[1]) == pytest.approx(1 / 3)
     direction = found[[0, 2]] @ both
     assert float(direction.norm()) > 0.1
     assert (both @ direction >= -1e-6).all() or method in ("mean", "imtl_g")
@@ -232,6 +231,31 @@ def test_random_methods_leave_the_global_generator_alone_and_go_on_from_their_st
     for gram in grams[3:]:
         assert torch.equal(one.weights(gram), two.weights(gram))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_gradvacs_targets_stay_with_their_tasks() -> None:
+    """Batches that lack a task, or where it is silent, neither clear nor change what was learnt of it."""
+    torch.manual_seed(0)
+    mine, jacobian = Aggregator("gradvac"), torch.rand(3, 9, dtype=torch.float64)
+    for _ in range(5):
+        mine.weights(jacobian @ jacobian.T)
+    known = mine.targets.clone()
+    assert (known.fill_diagonal_(1) > 0).all()  # all three agree
+    two = jacobian[[0, 2]] * torch.tensor([[1.0], [-1.0]], dtype=torch.float64)  # and now they do not
+    reference = jd.GradVacWeighting()
+    reference._phi_t, reference._state_key = known[[0, 2]][:, [0, 2]], (2, torch.float64)
+    gram = two @ two.T
+    silent = torch.zeros(3, 3, dtype=torch.float64)
+    silent[torch.tensor([[0], [2]]), torch.tensor([0, 2])] = gram
+    for look in (lambda: mine.weights(gram, [0, 2]), lambda: mine.weights(silent)[[0, 2]] * 3 / 2):
+        expected = reference(gram * 2 / gram.trace()) / 2  # two tasks: no order to draw
+        torch.testing.assert_close(look(), expected)
+        assert torch.equal(mine.targets[[0, 2], [2, 0]], reference._phi_t[[0, 1], [1, 0]])
+        assert torch.equal(mine.targets[:2, :2].fill_diagonal_(1), known[:2, :2])
+    assert mine.targets[0, 2] < known[0, 2]
+    mine.weights(torch.eye(2), [0, 4])
+    assert mine.targets.shape == (5, 5)
+    assert mine.targets[0, 1] == known[0, 1]
 
 
 def test_a_missing_package_is_named_with_the_extra_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
