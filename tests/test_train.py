@@ -59,7 +59,7 @@ def config(agent: Mapping[str, Any], suite: str, **changes: Any) -> RunConfig:
         (PPO, "mtrl.testing:Probes/mix"),
         ({**PPO, "memory": 8}, "mtrl.testing:Probes/memory"),
         (PPO, "mtrl.testing:Probes/team"),
-        (SAC, "mtrl.testing:Probes/continuous"),
+        ({**SAC, "average": 0.9}, "mtrl.testing:Probes/continuous"),
         ({"kind": "random"}, "mtrl.testing:Probes/mix"),
     ],
     ids=["ppo-mix", "ppo-memory", "ppo-team", "sac", "random"],

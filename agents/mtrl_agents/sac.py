@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from mtrl.nn.aggregation import Method
+from mtrl.nn.averaging import Average, follow
 from mtrl.nn.balancers import BalancerName
 from mtrl.nn.continuous import ActionCritic, Leaves, Rows, SquashedPolicy, standard_normal
 from mtrl.nn.cuda_graph import Graphed
@@ -65,6 +66,7 @@ class SAC:
         grad_clip: float | None = Field(1.0, gt=0, description="gradient norm of actor and of critics; null: any")
         alpha: float = Field(1.0, gt=0, description="initial temperature of every task")
         target_entropy: float = Field(-1.0, description="per action dimension")
+        average: float = Field(0.0, ge=0, lt=1, description="share of the greedy policy that stays per update; 0: none")
         log_std: tuple[float, float] = Field((-10.0, 2.0), description="bounds of the policy's log standard deviation")
         reward_scale: Literal["none", "max_return", "mean_reward"] = Field(
             "none", description="max_return: BRC, returns up to v_max; mean_reward: ARS"
@@ -85,9 +87,8 @@ class SAC:
         @model_validator(mode="after")
         def _recordable(self) -> Self:
             networks = {"trunk.kind=moe_topk": self.trunk, "critic_trunk.kind=moe_topk": self.critic_trunk}
-            others = {name: getattr(self, name) for name in ("critic_gradients", "actor_gradients")}
             wrong = [name for name, trunk in networks.items() if trunk is not None and not trunk.recordable]
-            wrong += [f"{name}={value}" for name, value in others.items() if value != "mean"]
+            wrong += [f"{n}={v}" for n in ("critic_gradients", "actor_gradients") if (v := getattr(self, n)) != "mean"]
             wrong += ["critic_balance"] * (self.critic_balance is not None) + ["matmul=bf16"] * (self.matmul == "bf16")
             if self.cuda_graph and wrong:
                 raise ValueError(f"cuda_graph=true cannot record {', '.join(wrong)}: leave one of them out")
@@ -112,23 +113,20 @@ class SAC:
             critics = (ActionCritic(spec, config.perception, own, out) for _ in range(2))
             self.critics = nn.ModuleList(critics).to(self.device)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
+        self.average = Average(self.policy, config.average)
         self.log_alpha = nn.Parameter(torch.full((tasks,), float(np.log(config.alpha)), device=self.device))
         sizes = torch.tensor([flat_width(spec.group(task.group)) for task in spec.tasks])
         self.target_entropy = (config.target_entropy * sizes).to(self.device, torch.float32)
-        adam = {"eps": config.adam_eps, "fused": True}
-        self.optimizers = {
-            "actor": torch.optim.Adam(self.policy.parameters(), config.lr, **adam),
-            "critic": torch.optim.Adam(self.critics.parameters(), config.lr, **adam),
-            "alpha": torch.optim.Adam([self.log_alpha], config.alpha_lr, **adam),
-        }
         nets = {"actor": self.policy, "critic": self.critics, "alpha": nn.ParameterDict({"log_alpha": self.log_alpha})}
+        rates = {"actor": config.lr, "critic": config.lr, "alpha": config.alpha_lr}
+        self.optimizers = {
+            name: torch.optim.Adam(net.parameters(), rates[name], eps=config.adam_eps, fused=True)
+            for name, net in nets.items()
+        }
+        clip, balance = config.grad_clip, config.critic_balance
         choices: dict[str, dict[str, Any]] = {
-            "actor": {"clip": config.grad_clip, "gradients": config.actor_gradients},
-            "critic": {
-                "clip": config.grad_clip,
-                "gradients": config.critic_gradients,
-                "balance": config.critic_balance,
-            },
+            "actor": {"clip": clip, "gradients": config.actor_gradients},
+            "critic": {"clip": clip, "gradients": config.critic_gradients, "balance": balance},
             "alpha": {},
         }
         self.names = [task.name for task in spec.tasks]
@@ -140,7 +138,7 @@ class SAC:
         graph = config.cuda_graph and self.device.type == "cuda"
         recording = functools.partial(unchecked, list(self.descents.values()), self.device)
         self._update = Graphed(on=graph, recording=recording)
-        self._acting = Graphed(on=graph)
+        self._acting = {explore: Graphed(on=graph) for explore in (True, False)}
         self.replay = Replay(spec, config.capacity, seed=seed)
         self.reserve = self.replay.reserve
         self.scale = None if config.reward_scale == "none" else MeanRewardScale(tasks)
@@ -148,8 +146,7 @@ class SAC:
             self.scale = MaxReturnScale(tasks, config.gamma, config.v_max)
         self.support = torch.linspace(-config.v_max, config.v_max, config.atoms, device=self.device)
         self.pretrained = False  # a policy that was loaded needs no random play
-        self.steps = 0  # vector steps observed
-        self.updates = 0  # gradient steps taken
+        self.steps = self.updates = 0  # vector steps observed, gradient steps taken
         self._sums: dict[str, Tensor] = {}
 
     @property
@@ -158,6 +155,8 @@ class SAC:
         return int(self.replay.sizes.sum()) >= min(self.config.warmup, self.config.capacity) * len(self.spec.tasks)
 
     def actor(self, layout: Layout, *, explore: bool) -> Actor:
+        if not (self.updates or self.pretrained):  # the policy may have been given other weights since it was made
+            self.average.restart()
         return SACActor(self, layout, explore)
 
     def observe(self, step: Step) -> None:
@@ -216,11 +215,11 @@ class SAC:
         rows, value = rows._replace(target=found.pop("target")), found.pop("q")
         if recorded:
             self._check(found, rows)
-        with torch.no_grad():  # or the targets would remember every update in an ever longer graph
-            torch._foreach_lerp_(list(self.targets.parameters()), list(self.critics.parameters()), self.config.tau)
-        for name, loss in found.items():
-            self._sum(f"losses/{name}", loss)
-        self._sum("q", torch.zeros_like(self.log_alpha).index_add_(0, rows.task, value / self.config.batch_size))
+        follow(self.targets, self.critics, self.config.tau)
+        self.average.follow()
+        seen = {f"losses/{name}": loss for name, loss in found.items()}
+        seen["q"] = torch.zeros_like(self.log_alpha).index_add_(0, rows.task, value / self.config.batch_size)
+        self._sums = {name: self._sums.get(name, 0) + value for name, value in seen.items()}
         return rows
 
     def _step(self, rows: Rows) -> dict[str, Tensor]:
@@ -289,18 +288,19 @@ class SAC:
             log_probs.append(log_prob)
         return actions, torch.cat(log_probs)
 
-    def decide(self, task: Array, inputs: Mapping[str, Any]) -> dict[str, Array]:
-        """The policy's actions per group, in the environments' bounds, for the ``leaves`` of the rows of ``task`` [n]
-        and standard normal ``noise`` [n_g, a]; noise 0 gives the mode."""
+    def decide(self, task: Array, inputs: Mapping[str, Any], *, explore: bool) -> dict[str, Array]:
+        """Actions per group, in the environments' bounds, for the ``leaves`` of the rows of ``task`` [n] and standard
+        normal ``noise`` [n_g, a]; noise 0 gives the mode. Of the policy itself to ``explore``, else of its average."""
         ids = torch.as_tensor(task, device=self.device)
-        found, _ = self._acting(self._decide, task, {**inputs, "task": ids})
+        work = functools.partial(self._decide, self.policy if explore else self.average.slow)
+        found, _ = self._acting[explore](work, task, {**inputs, "task": ids})
         return {name: action.cpu().numpy() for name, action in found.items()}
 
-    def _decide(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _decide(self, policy: SquashedPolicy, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         with matmul(self.route, self.device):
-            outputs = self.policy(inputs["leaves"], inputs["task"])
+            outputs = policy(inputs["leaves"], inputs["task"])
         units = {name: mean + log_std.exp() * inputs["noise"][name] for name, (mean, log_std) in outputs.items()}
-        return {name: self.policy.to_env(torch.tanh(unit), name) for name, unit in units.items()}
+        return {name: policy.to_env(torch.tanh(unit), name) for name, unit in units.items()}
 
     def _look(self, rows: Rows) -> dict[str, float]:
         """Experts, ranks and dormant units of actor and first critic; how much the tasks' critic gradients disagree."""
@@ -311,9 +311,6 @@ class SAC:
                 nets, lambda: (self.policy(rows.obs, rows.task), critic(rows.obs, rows.action, rows.task)), self.names
             )
             return found | conflict_metrics("critic", self._critic_loss(rows), rows.task, critic)
-
-    def _sum(self, name: str, value: Tensor) -> None:
-        self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def _metrics(self) -> dict[str, float]:
         """Means since the last record."""
@@ -326,7 +323,7 @@ class SAC:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "policy": self.policy.state_dict(),
+            "policy": self.average.state_dict(),
             "critics": self.critics.state_dict(),
             "targets": self.targets.state_dict(),
             "log_alpha": self.log_alpha.detach(),
@@ -343,7 +340,7 @@ class SAC:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on bit for bit, along the saved route of matrix products even if a new probe chose another."""
-        self.policy.load_state_dict(state["policy"])
+        self.average.load_state_dict(state["policy"])
         self.critics.load_state_dict(state["critics"])
         self.targets.load_state_dict(state["targets"])
         with torch.no_grad():
@@ -362,13 +359,13 @@ class SAC:
         self._sums = {name: torch.as_tensor(value, device=self.device) for name, value in state["sums"].items()}
 
     def load_policy(self, state: Mapping[str, Any]) -> None:
-        self.policy.load_state_dict(state)
+        self.average.load_state_dict(state)
         self.pretrained = True
 
 
 class SACActor:
-    """Acts for the rows of one vector, all of them in one batch: by the mode of the policy, or, to ``explore``,
-    uniformly at random until the agent is warm and then by a sample."""
+    """Acts for the rows of one vector, all of them in one batch: by the mode of the policy's average, or, to
+    ``explore``, uniformly at random until the agent is warm and then by a sample of the policy itself."""
 
     def __init__(self, agent: SAC, layout: Layout, explore: bool) -> None:
         self.agent, self.layout, self.explore = agent, layout, explore
@@ -389,7 +386,7 @@ class SACActor:
         leaves = {name: to_tensors(obs.leaves[name], agent.device) for name in rows}
         noise = {name: torch.zeros(size, device=agent.device) for name, size in sizes.items()}
         noise = standard_normal(sizes, self.generator) if self.explore else noise
-        return Decision(agent.decide(task, {"leaves": leaves, "noise": noise}), {})
+        return Decision(agent.decide(task, {"leaves": leaves, "noise": noise}, explore=self.explore), {})
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}

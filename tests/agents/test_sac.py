@@ -246,13 +246,18 @@ def test_metrics_average_the_updates_since_the_last_record() -> None:
     agent = make(ragged_spec(), warmup=10, log_every=5, alpha=0.3, alpha_lr=1e-9)
     actor = agent.actor(RAGGED_LAYOUT, explore=True)
     ragged_run(agent, actor, 14)  # type: ignore[arg-type]  # updates 1 to 4
-    seen: list[tuple[str, torch.Tensor]] = []
-    add = agent._sum
-    agent._sum = lambda *args: (seen.append(args), add(*args))[1]  # type: ignore[method-assign]
+    seen: list[float] = []
+    step = agent._step
+
+    def look(rows: Any) -> dict[str, torch.Tensor]:
+        found = step(rows)
+        seen.append(found["critic"].item())
+        return found
+
+    agent._step = look  # type: ignore[method-assign]
     before = agent._sums["losses/critic"].item()
     metrics = agent.update()
-    critic = next(value for name, value in seen if name == "losses/critic").item()
-    assert metrics["losses/critic"] == pytest.approx((before + critic) / 5)
+    assert metrics["losses/critic"] == pytest.approx((before + seen[0]) / 5)
     assert metrics["charts/probe/1_alpha"] == pytest.approx(0.3)
     assert set(metrics) == {f"losses/{name}" for name in ("critic", "actor", "alpha")} | {
         f"charts/probe/{t}_{name}" for t in range(3) for name in ("alpha", "q")
@@ -331,10 +336,11 @@ def test_temperature_moves_towards_its_target_entropy_per_task() -> None:
         {"critic_balance": "famo"},
         {"critic_balance": "uncertainty", "reward_scale": "mean_reward"},
         {"critic_balance": "igb", "critic": "categorical", "reward_scale": "max_return"},
+        {"average": 0.9},
     ],
-    ids=["gradients", "famo", "uncertainty", "igb"],
+    ids=["gradients", "famo", "uncertainty", "igb", "average"],
 )
-def test_multi_task_optimisation_keeps_the_contract(options: dict[str, Any]) -> None:
+def test_options_keep_the_contract(options: dict[str, Any]) -> None:
     pytest.importorskip("torchjd")
     small = {"warmup": 4, "batch_size": 4, "capacity": 200, "log_every": 1, "trunk": {"kind": "moore", "widths": (8,)}}
     report = check_agent(SAC, options={**small, **options}, groups=("continuous",), steps=16)
@@ -435,6 +441,35 @@ def test_targets_follow_the_critics_without_remembering_how() -> None:
         torch.testing.assert_close(new, old + 0.25 * (critic - old))
         assert new.is_leaf
         assert not new.requires_grad
+
+
+def test_greedy_actions_are_those_of_the_policys_average() -> None:
+    obs = ragged_obs(np.random.default_rng(5))
+    agent, plain = make(ragged_spec(), average=0.75, lr=0.01), make(ragged_spec(), lr=0.01)
+    with torch.no_grad():  # as a transfer does
+        for one in (agent, plain):
+            for parameter in one.policy.parameters():
+                parameter.mul_(0.5)
+    look = {one: one.actor(RAGGED_LAYOUT, explore=False) for one in (agent, plain)}
+    same(look[agent](obs).action, look[plain](obs).action)
+    for one in (agent, plain):
+        ragged_run(one, one.actor(RAGGED_LAYOUT, explore=True), 12)
+    for _ in range(3):
+        before = [p.clone() for p in agent.average.slow.parameters()]
+        agent.update()
+        for old, new, now in zip(before, agent.average.slow.parameters(), agent.policy.parameters(), strict=True):
+            torch.testing.assert_close(new, old + 0.25 * (now - old))
+        plain.update()
+    same(agent.policy.state_dict(), plain.policy.state_dict())  # which learns as if there were no average
+    greedy = look[agent](obs).action
+    assert not np.allclose(greedy["arm"], look[plain](obs).action["arm"])
+    explored = [one.actor(RAGGED_LAYOUT, explore=True)(obs).action for one in (agent, plain)]
+    same(*explored)
+    loaded = make(ragged_spec(), seed=3, average=0.75)
+    loaded.load_policy(agent.state_dict()["policy"])
+    same(loaded.actor(RAGGED_LAYOUT, explore=False)(obs).action, greedy)
+    plain.policy.load_state_dict(agent.average.slow.state_dict())
+    same(look[plain](obs).action, greedy)
 
 
 def test_parts_of_a_batch_are_its_tasks_in_order() -> None:
