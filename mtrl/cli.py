@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,11 @@ def _friendly() -> Iterator[None]:
     except known as error:
         # Not as markup: "pip install 'mtrl-suite[sweep]'" would lose its extra.
         Console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
+        raise typer.Exit(2) from None
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:  # a folder or file that the user named
+        Console(stderr=True).print(
+            Text.assemble(("error:", "bold red"), f" cannot use {error.filename}: {error.strerror}"), soft_wrap=True
+        )
         raise typer.Exit(2) from None
 
 
@@ -320,7 +326,7 @@ def keep(
     from mtrl.benchmark.keep import keep as write
 
     with _friendly():
-        for path in write(folders, out, f"mtrl keep {' '.join(map(str, folders))} --out {out}"):
+        for path in write(folders, out, shlex.join(["mtrl", "keep", *map(str, folders), "--out", str(out)])):
             console.print(f"wrote {path}", soft_wrap=True, markup=False)
 
 

@@ -140,7 +140,9 @@ class RunConfig(Strict):
     patience: PositiveFloat = Field(
         default=300.0, description="seconds a worker may take for a vector step before it is replaced"
     )
-    threads: int = Field(default=0, ge=0, description="torch threads; 0: as many as cores that may be used")
+    threads: int = Field(
+        default=1, ge=0, description="torch threads, which results depend on; 0: as many as cores that may be used"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     init: InitConfig | None = Field(default=None, description="start with parts of another run's networks")
     eval: EvalConfig = Field(default_factory=EvalConfig)

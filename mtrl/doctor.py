@@ -43,7 +43,7 @@ _TORCH_PROBE = """
 import json, torch
 gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 cpu = torch.backends.cpu.get_cpu_capability()
-print(json.dumps([torch.get_num_threads(), cpu, torch.backends.mkldnn.is_available(), gpus]))
+print(json.dumps([cpu, torch.backends.mkldnn.is_available(), gpus]))
 """
 _WANDB_PROBE = "from mtrl.sinks import wandb_mode; print(wandb_mode())"
 
@@ -160,9 +160,9 @@ def _torch(result: tuple[bool, str]) -> list[Finding]:
     worked, text = result
     if not worked:
         return [Finding("torch", "error", text, "pip install torch")]
-    threads, capability, onednn, gpus = json.loads(text.splitlines()[-1])
+    capability, onednn, gpus = json.loads(text.splitlines()[-1])
     return [
-        Finding("torch", "ok", f"{threads} threads, {capability}" + (", oneDNN" if onednn else "")),
+        Finding("torch", "ok", f"{capability}" + (", oneDNN" if onednn else "")),
         Finding("gpu", "ok", ", ".join(gpus) or "none: device=auto means cpu"),
     ]
 

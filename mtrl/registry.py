@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import traceback
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
@@ -17,6 +18,10 @@ from mtrl.types import Suite, Task
 
 SUITES = "mtrl.suites"
 AGENTS = "mtrl.agents"
+_AN_AGENT = (
+    "an agent is a class with Config, a pydantic model of its options, made as cls(spec, config, seed=..., "
+    "device=...), see mtrl.types.Agent"
+)
 
 
 class Part(NamedTuple):
@@ -63,6 +68,17 @@ class MixError(ValueError):
     """A mix that is written wrongly; the message says how to write it."""
 
 
+class PluginError(UnknownNameError):
+    """A name that leads to something that is no suite or agent, or a suite that fails; the message says what is wrong.
+
+    It is an ``UnknownNameError``, so that all who turn a user's mistake into one line do so here too.
+    """
+
+    def __init__(self, message: str) -> None:
+        ValueError.__init__(self, message)
+        self.what, self.given, self.choices = "", "", []
+
+
 def nearest(given: str, choices: Iterable[str]) -> str | None:
     """The choice closest to ``given``, ignoring case, or None if nothing is near."""
     lower = {choice.lower(): choice for choice in choices}
@@ -93,7 +109,9 @@ def load(kind: str, name: str) -> Any:
             hint = "- install its package, or put its folder on the path, as in PYTHONPATH=. mtrl ..."
             raise UnknownNameError("module", module, (), hint) from None
         if not hasattr(target, attr):
-            raise UnknownNameError(f"{what} in module {module!r}", attr, (n for n in vars(target) if n[0] != "_"))
+            # Suites may be classes, instances or functions: all names of the module could be meant.
+            valid = [n for n, thing in vars(target).items() if n[0] != "_" and (kind == SUITES or is_agent(thing))]
+            raise UnknownNameError(f"{what} in module {module!r}", attr, valid, "" if valid else f"- {_AN_AGENT}")
         return getattr(target, attr)
     points: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=kind)}
     if name not in points:
@@ -106,16 +124,44 @@ def load(kind: str, name: str) -> Any:
 def suite(name: str) -> Suite:
     """The suite called ``name``; a class or a function without arguments is called to make it."""
     found = load(SUITES, name)
-    made = found() if callable(found) else found
+    if is_agent(found) and not hasattr(found, "tasks"):
+        hint = f"check it with mtrl.testing.check_agent({found.__name__})"
+        raise PluginError(f"{name!r} is an agent, not a suite; {hint}")
+    try:
+        made = found() if callable(found) else found
+    except TypeError as error:
+        hint = "name a suite, or a class or function that makes one without arguments"
+        raise PluginError(f"{name!r} is not a suite: calling it raised {raised(error)}; {hint}") from error
     if not isinstance(made, Suite):
         missing = [part for part in ("name", "groups", "tasks") if not hasattr(made, part)]
-        raise TypeError(f"{name!r} is not a suite: it lacks {', '.join(missing)}")
+        hint = "a suite has name, groups and tasks(group), see mtrl.types.Suite"
+        raise PluginError(f"{name!r} is not a suite: it lacks {', '.join(missing)}; {hint}")
     return made
 
 
-def agent(name: str) -> type:
-    """The agent class called ``name``."""
-    return load(AGENTS, name)
+def agent(name: str) -> Any:
+    """The agent class called ``name``.
+
+    Raises:
+        UnknownNameError: no such agent, or no agent.
+    """
+    found = load(AGENTS, name)
+    if not is_agent(found):
+        lack = "it lacks Config" if isinstance(found, type) else "it is no class"
+        raise PluginError(f"{name!r} is not an agent: {lack}; {_AN_AGENT}")
+    return found
+
+
+def is_agent(thing: Any) -> bool:
+    """Whether it looks like an agent class: only its ``Config`` can be told without making one."""
+    return isinstance(thing, type) and hasattr(thing, "Config")
+
+
+def raised(error: Exception) -> str:
+    """A caught exception in one line, with the file and line that raised it."""
+    inside = traceback.extract_tb(error.__traceback__)[1:]  # nothing, if the call itself had wrong arguments
+    place = f" ({inside[-1].filename}:{inside[-1].lineno})" if inside else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def parts(text: str) -> tuple[Part, ...]:

@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import json
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,10 @@ def start(out: Path, config: RunConfig) -> None:
     """Make a new run folder; refuses one that already holds a run."""
     if (out / CONFIG).exists():
         raise RunError(f"{out} already holds a run: resume it (mtrl train --resume {out}) or choose another --out")
-    write_text(out / CONFIG, dump_config(config))
+    try:
+        write_text(out / CONFIG, dump_config(config))
+    except OSError as error:
+        raise RunError(f"cannot make the run folder {out}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -93,6 +97,8 @@ def write_failure(out: Path, error: EnvironmentFailedError) -> Path | None:
         return None
     journal = error.journal
     found = {"task": journal.task, "seed": journal.seed, "actions": journal.actions.tolist(), "error": str(error)}
+    if error.__cause__ is not None:  # in this process; a worker's traceback is part of its message
+        found["traceback"] = "".join(traceback.format_exception(error.__cause__))
     write_text(out / FAILURE, json.dumps(found, indent=1) + "\n")
     return out / FAILURE
 

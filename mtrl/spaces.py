@@ -14,6 +14,7 @@ raw observation is laid into leaves:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,11 +27,22 @@ from mtrl.registry import UnknownNameError
 from mtrl.types import Group, Spec, Task, TaskInfo
 
 _MASKS = ("legal", "action_mask")
+NO_INFO = "reset() does not return (observation, info)"
+RETURN_INFO = "reset must return (observation, info), as in `return observation, {}`"
 _DTYPES = {"vector": np.float32, "state": np.float32, "image": np.uint8, "tokens": np.int32, "legal": np.bool_}
 
 
 class SpaceError(TypeError):
-    """A space that the contract has no leaf or action for; the message names the task and the place."""
+    """A space that the contract has no leaf or action for; the message names the task and the place.
+
+    Attributes:
+        what: is wrong.
+        fix: how to mend it, where that is known; the message holds both.
+    """
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        super().__init__(f"{what}; {fix}" if fix else what)
+        self.what, self.fix = what, fix
 
 
 class Codec:
@@ -157,10 +169,32 @@ def codec(task: Task) -> Codec:
             return team_codec(task, env)
         if task.agents != 1:
             raise SpaceError(f"{task.name}: says agents={task.agents} but builds a single-agent environment")
-        _, info = env.reset(seed=0)
-        return Codec(env.observation_space, env.action_space, task=task.name, mask_in_info="action_mask" in info)
+        info = _first_info(task, env)
+        return Codec(*declared(task, env), task=task.name, mask_in_info="action_mask" in info)
     finally:
         env.close()
+
+
+def declared(task: Task, env: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
+    """The observation and action space of a single-agent environment.
+
+    Raises:
+        SpaceError: one of them is missing.
+    """
+    for name in ("observation_space", "action_space"):
+        found = getattr(env, name, None)
+        if not isinstance(found, gym.Space):
+            wrong = f"{name} {found!r}, which is no gymnasium space" if hasattr(env, name) else f"no {name}"
+            fix = f"set self.{name} to a gymnasium space, such as Box or Discrete, in __init__"
+            raise SpaceError(f"{task.name}: the environment {type(env).__name__} has {wrong}", fix)
+    return env.observation_space, env.action_space
+
+
+def _first_info(task: Task, env: Any) -> Mapping[str, Any]:
+    first = env.reset(seed=0)
+    if not (isinstance(first, tuple) and len(first) == 2 and isinstance(first[1], Mapping)):
+        raise SpaceError(f"{task.name}: {NO_INFO}", RETURN_INFO)
+    return first[1]
 
 
 def team_codec(task: Task, env: Any) -> Codec:
@@ -172,7 +206,7 @@ def team_codec(task: Task, env: Any) -> Codec:
     for agent, pair in zip(agents[1:], pairs[1:], strict=True):
         if pair != pairs[0]:
             raise SpaceError(f"{task.name}: agents {agents[0]!r} and {agent!r} differ in spaces; a team shares them")
-    _, infos = env.reset(seed=0)
+    infos = _first_info(task, env)
     state = getattr(env, "state_space", None)
     if state is not None and not isinstance(state, Box):
         raise SpaceError(f"{task.name}: state_space must be a Box, got {state}")
@@ -246,15 +280,24 @@ def check_frames(task: Task, leaves: Mapping[str, Box]) -> None:
 def _action(space: gym.Space[Any], task: str) -> Discrete | Box:
     if isinstance(space, Discrete):
         if space.start != 0:
-            raise SpaceError(f"{task}: Discrete actions must start at 0, got start={space.start}")
+            fix = f"subtract the start in the suite: declare Discrete({space.n}), and add {space.start} again in step()"
+            raise SpaceError(f"{task}: Discrete actions must start at 0, got start={space.start}", fix)
         return space
     if isinstance(space, Box):
         if len(space.shape) != 1:
-            raise SpaceError(f"{task}: Box actions must have rank 1, got shape {space.shape}")
+            flat = f"({math.prod(space.shape)},)"
+            fix = f"flatten it in the suite: declare shape {flat}, reshape actions to {space.shape} in step()"
+            raise SpaceError(f"{task}: Box actions must have rank 1, got shape {space.shape}", fix)
         if not space.is_bounded():
-            raise SpaceError(f"{task}: Box actions must be bounded, got {space}")
+            fix = f"give it bounds in the suite, as in Box(-1.0, 1.0, {space.shape}), and scale actions in step()"
+            raise SpaceError(f"{task}: Box actions must be bounded, got {space}", fix)
         return space
-    raise SpaceError(f"{task}: actions must be Discrete or Box, got {space}")
+    fix = "turn it into one Discrete or one bounded Box of rank 1 in the suite"
+    if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+        many = isinstance(space, spaces.MultiDiscrete)
+        n = math.prod(np.ravel(space.nvec).tolist()) if many else 2 ** math.prod(space.shape)
+        fix = f"enumerate it as Discrete({n}) in the suite, and take actions apart again in step()"
+    raise SpaceError(f"{task}: actions must be Discrete or Box, got {space}", fix)
 
 
 def _action_key(space: Discrete | Box) -> tuple[Any, ...]:

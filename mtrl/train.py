@@ -30,7 +30,7 @@ from mtrl.signals import collected
 from mtrl.sinks import TensorBoard
 from mtrl.spaces import make_spec
 from mtrl.types import Agent, Spec, Task
-from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv
+from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv, RenderError
 from mtrl.vector.cost import step_seconds
 from mtrl.watch import record
 
@@ -140,8 +140,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             summary |= {"threads": torch.get_num_threads(), "workers": envs.workers, "evaluation": evaluation.as_dict()}
             runs.write_summary(out, {**summary, "seconds": time.monotonic() - started})
             logger.summary(evaluation.metrics())
-            for path in record(evaluation, out / runs.VIDEOS, step=step) if config.eval.video else ():
-                logger.video(path, path.stem, step)
+            if sizes and not monitor.updates:
+                logger.notice(f"no update was recorded: {step} steps are fewer than this agent needs to learn from")
+            if config.eval.video:
+                _film(evaluation, out, logger, step)
         received = interrupted[0] if interrupted and evaluation is None else None
         logger.close("finished" if received is None else "interrupted")
     return Summary(out, step, evaluation, received, time.monotonic() - started)
@@ -157,6 +159,15 @@ def _evaluate(
         metrics |= evaluate(agent, tasks, explore=True, **settings).metrics()
     logger.evaluation(metrics, step)
     return greedy
+
+
+def _film(evaluation: Evaluation, out: Path, logger: Logger, step: int) -> None:
+    """Videos of the evaluation; a task that cannot be drawn costs them, not the run."""
+    try:
+        for path in record(evaluation, out / runs.VIDEOS, step=step):
+            logger.video(path, path.stem, step)
+    except RenderError as error:
+        logger.notice(f"no video: {error}")
 
 
 @contextlib.contextmanager

@@ -75,6 +75,19 @@ def test_mistakes_are_one_clear_line(words: tuple[str, ...], message: str, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file" / "run")
+    trained = call("train", "--suite", f"{PROBES}/discrete", "--steps", "20", "workers=0", "--out", out)
+    assert (trained.exit_code, "Traceback" in trained.output) == (2, False)
+    assert f"cannot make the run folder {out}: Not a directory" in trained.stderr
+    run = tmp_path / "run"
+    call("train", "--suite", f"{PROBES}/discrete", "--steps", "20", "workers=0", "log.wandb=off", "--out", str(run))
+    copied = call("export", str(run), out)
+    assert (copied.exit_code, "Traceback" in copied.output) == (2, False)
+    assert "Not a directory" in copied.stderr
+
+
 def test_no_folder_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     words = ("train", "--suite", f"{PROBES}/discrete", "log.tensorboard=true", "--out", str(tmp_path / "run"))

@@ -190,7 +190,7 @@ def test_updates_and_actions_are_recorded() -> None:
     agent = SoftActorCritic(ragged_spec(), SoftActorCritic.Config(**options), seed=0, device=DEVICE)
     ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 30)
     assert agent._update.replays == (agent.updates - WARM) * (DEVICE == "cuda")
-    assert agent._acting.replays >= 10 * (DEVICE == "cuda")
+    assert agent._acting[True].replays >= 10 * (DEVICE == "cuda")
 
 
 def test_a_recording_reads_new_inputs_and_hands_out_results_that_last() -> None:

@@ -48,6 +48,18 @@ class Stump:
     name = "stump"
 
 
+class Learner:
+    """What tells an agent before it is made is its ``Config``."""
+
+    class Config: ...
+
+    def __init__(self, spec: Any, config: Any) -> None: ...
+
+
+class Fussy(Fruit):
+    def __init__(self, sort: str) -> None: ...
+
+
 def factory() -> Fruit:
     return Fruit()
 
@@ -56,7 +68,7 @@ def factory() -> Fruit:
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module to name things in, and entry points that lead there: ``fruit``, ``single`` and ``gone``."""
     module = types.ModuleType(HERE)
-    for thing in (Fruit, Single, Stump, factory):
+    for thing in (Fruit, Single, Stump, Learner, Fussy, factory):
         setattr(module, thing.__name__, thing)
     vars(module)["instance"] = Fruit()
     monkeypatch.setitem(sys.modules, HERE, module)
@@ -64,7 +76,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("fruit", f"{HERE}:Fruit", registry.SUITES),
         EntryPoint("single", f"{HERE}:Single", registry.SUITES),
         EntryPoint("gone", "mtrl_no_such_module:Suite", registry.SUITES),
-        EntryPoint("picker", f"{HERE}:Stump", registry.AGENTS),
+        EntryPoint("picker", f"{HERE}:Learner", registry.AGENTS),
     ]
     monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints(points).select(group=group))
 
@@ -167,16 +179,36 @@ def test_unknown_modules_are_told_from_missing_dependencies(tmp_path: Path, monk
 
 
 def test_what_is_no_suite_is_told_what_it_lacks() -> None:
-    with pytest.raises(TypeError, match="is not a suite: it lacks groups, tasks"):
+    with pytest.raises(UnknownNameError, match="is not a suite: it lacks groups, tasks; a suite has name, groups and"):
         registry.suite(f"{HERE}:Stump")
+    message = r"^'.*:Learner' is an agent, not a suite; check it with mtrl.testing.check_agent\(Learner\)$"
+    with pytest.raises(UnknownNameError, match=message):
+        registry.suite(f"{HERE}:Learner")
+    message = r"Fussy' is not a suite: calling it raised TypeError: .* argument: 'sort'; name a suite, or a class or"
+    with pytest.raises(UnknownNameError, match=message):
+        registry.suite(f"{HERE}:Fussy")
 
 
 def test_agents() -> None:
-    assert registry.agent("picker") is Stump
-    assert registry.agent(f"{HERE}:Stump") is Stump
+    assert registry.agent("picker") is Learner
+    assert registry.agent(f"{HERE}:Learner") is Learner
     assert registry.names(registry.AGENTS) == ["picker"]
     with pytest.raises(UnknownNameError, match=r"unknown agent 'piker'; did you mean 'picker'\?"):
         registry.agent("piker")
+
+
+@pytest.mark.parametrize(("attr", "lack"), [("Stump", "it lacks Config"), ("factory", "it is no class")])
+def test_what_is_no_agent_is_told_what_it_needs(attr: str, lack: str) -> None:
+    with pytest.raises(UnknownNameError, match=f"{attr}' is not an agent: {lack}; an agent is a class with Config, a"):
+        registry.agent(f"{HERE}:{attr}")
+
+
+def test_only_agents_are_suggested_for_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnknownNameError, match=r"'Laerner'; did you mean 'Learner'\? \(valid: Learner\)$"):
+        registry.agent(f"{HERE}:Laerner")
+    monkeypatch.delattr(sys.modules[HERE], "Learner")
+    with pytest.raises(UnknownNameError, match="'Stum' - an agent is a class with Config"):
+        registry.agent(f"{HERE}:Stum")
 
 
 @pytest.mark.parametrize(

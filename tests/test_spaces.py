@@ -139,10 +139,16 @@ def test_team_adds_state_and_alive() -> None:
         (Dict({"o": TWO, "tokens": Discrete(9)}), TWO, r"observation\['tokens'\] must be a Box"),
         (Dict({"o": TWO, "legal": MultiBinary(2)}), Box(-1, 1, (2,), np.float32), "need a Discrete action space"),
         (Dict({}), TWO, "holds nothing to observe"),
-        (TWO, Discrete(3, start=1), "Discrete actions must start at 0, got start=1"),
-        (TWO, Box(-1, 1, (2, 2), np.float32), r"Box actions must have rank 1, got shape \(2, 2\)"),
-        (TWO, Box(-np.inf, np.inf, (2,), np.float32), "Box actions must be bounded"),
-        (TWO, MultiDiscrete([2, 2]), "actions must be Discrete or Box, got MultiDiscrete"),
+        (TWO, Discrete(3, start=1), r"must start at 0, got start=1; .* declare Discrete\(3\), and add 1 again in step"),
+        (
+            TWO,
+            Box(-1, 1, (2, 3), np.float32),
+            r"must have rank 1, got shape \(2, 3\); flatten it .* shape \(6,\), resh",
+        ),
+        (TWO, Box(-np.inf, np.inf, (2,), np.float32), r"Box actions must be bounded, .*; give it bounds .* \(2,\)\)"),
+        (TWO, MultiDiscrete([2, 3]), r"must be Discrete or Box, got MultiDiscrete.*; enumerate it as Discrete\(6\) in"),
+        (TWO, MultiBinary(3), r"must be Discrete or Box, got MultiBinary.*; enumerate it as Discrete\(8\) in"),
+        (TWO, Text(5), "must be Discrete or Box, got Text.*; turn it into one Discrete or one bounded Box"),
     ],
 )
 def test_what_has_no_place_names_the_place(observation: gym.Space[Any], action: gym.Space[Any], message: str) -> None:
@@ -198,6 +204,44 @@ def flat(size: int, low: float = -1.0, high: float = 1.0) -> Box:
 
 def homes(*tasks: Task) -> list[str]:
     return [info.group for info in make_spec(tasks).tasks]
+
+
+class Bare(gym.Env[Any, Any]):
+    """Lacks its spaces, but for those that it is given."""
+
+    def __init__(self, **spaces: Any) -> None:
+        vars(self).update(spaces)
+
+    def reset(self, **options: Any) -> Any:
+        return 0, {}
+
+
+class Uninformed(Bare):
+    def reset(self, **options: Any) -> Any:
+        return np.zeros(3, np.float32)
+
+
+class UninformedTeam(Team):
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed)[0]
+
+
+@pytest.mark.parametrize(
+    ("build", "agents", "message"),
+    [
+        (Uninformed, 1, r"reset\(\) does not return .*; reset must return \(observation, info\)"),
+        (UninformedTeam, 2, r"reset\(\) does not return .*; reset must return \(observation, info\)"),
+        (Bare, 1, "the environment Bare has no observation_space; set self.observation_space to a gymnasium space"),
+        (
+            partial(Bare, observation_space=TWO, action_space=4),
+            1,
+            "the environment Bare has action_space 4, which is no gymnasium space; set self.action_space",
+        ),
+    ],
+)
+def test_what_an_environment_lacks_names_the_task(build: Any, agents: int, message: str) -> None:
+    with pytest.raises(SpaceError, match=f"^a/b: {message}"):
+        codec(Task("a/b", build, 5, agents=agents))
 
 
 def test_declared_spaces_save_the_build() -> None:

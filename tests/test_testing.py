@@ -45,12 +45,17 @@ class Walk(gym.Env[np.ndarray, Any]):
     """A right environment that can be broken in one place: the position drifts at random for ten steps."""
 
     def __init__(self, fault: str = "", **render: Any) -> None:
-        self.observation_space = Box(-20.0, 20.0, (2,), np.float32)
-        self.action_space = Discrete(2)
+        if fault == "build":
+            raise RuntimeError("no wheels")
+        if fault != "no space":
+            self.observation_space = Box(-20.0, 20.0, (2,), np.float32)
+        self.action_space: gym.Space[Any] = Discrete(2)
         self.fault = fault
         self.episodes = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if self.fault == "reset":
+            raise RuntimeError("stuck")
         super().reset(seed=None if self.fault == "seed ignored" else seed)
         self.time = 0
         self.episodes += 1
@@ -59,7 +64,7 @@ class Walk(gym.Env[np.ndarray, Any]):
             self.position = float(self.episodes)
         if self.fault == "fixed start":
             self.position = 0.0
-        return self.observe(), {}
+        return self.observe() if self.fault == "no info" else (self.observe(), {})
 
     def step(self, action: int) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         self.time += 1
@@ -79,6 +84,14 @@ class Walk(gym.Env[np.ndarray, Any]):
                 reward = float("nan")
             case "vector reward":
                 reward = np.zeros(2)
+            case "string reward":
+                reward = "1.0"
+            case "no reward":
+                reward = None
+            case "float32 reward":
+                reward = np.float32(1)
+            case "array reward":
+                reward = np.array(1.0)
             case "limit":
                 terminated, truncated = self.time == 10, False
             case "flag":
@@ -121,7 +134,8 @@ def walk(fault: str = "", **changes: Any) -> OneSuite:
 
 
 def test_right_suites_pass() -> None:
-    assert check_suite(walk(), "all").findings == ()
+    for fault in ("", "float32 reward", "array reward"):
+        assert check_suite(walk(fault), "all").findings == ()
     report = check_suite(Probes(), "everything", full=True)
     assert report.ok, report
     assert {note.what for note in report.notes} == {"every seed starts with the same observation"}
@@ -137,6 +151,16 @@ def test_right_suites_pass() -> None:
         ("random", "step 1 changes the global random state of random", "np_random"),
         ("nan reward", "step 1 gives the reward nan", "finite"),
         ("vector reward", "step 1 gives the reward array", "one finite number"),
+        ("string reward", "step 1 gives the reward '1.0'", "one finite number per step and agent, as in float(reward)"),
+        ("no reward", "step 1 gives the reward None", "one finite number"),
+        (
+            "no space",
+            "the environment Walk has no observation_space",
+            "set self.observation_space to a gymnasium space",
+        ),
+        ("no info", "reset() does not return (observation, info)", "reset must return (observation, info)"),
+        ("build", "build() raised RuntimeError: no wheels", "let build() make the environment without arguments"),
+        ("reset", "reset() raised RuntimeError: stuck", "make reset(seed=...) work for every seed"),
         (
             "limit",
             "terminates at exactly the horizon, 10 steps: a time limit reported as termination",
@@ -155,7 +179,7 @@ def test_right_suites_pass() -> None:
         ("float64", "observation is float64, the space float32", "contain"),
         ("shape", "observation has shape (1,), the space (2,)", "contain"),
         ("list", "observation is a list, not a numpy array", "contain"),
-        ("close", "close() raised OSError", "work"),
+        ("close", "close() raised OSError", "without raising, whether an episode has ended or not"),
     ],
 )
 def test_faults_are_named(fault: str, what: str, fix: str) -> None:
@@ -192,6 +216,38 @@ def test_doubts_are_notes(fault: str, what: str) -> None:
 def test_declarations_are_checked(changes: dict[str, Any], what: str) -> None:
     report = check_suite(walk(**changes), "all")
     assert [error for error in report.errors if what in error.what], report
+
+
+class Seedless(Walk):
+    def reset(self) -> Any:  # type: ignore[override]
+        return super().reset()
+
+
+class Acting(Walk):
+    """Has the action space that it is given."""
+
+    def __init__(self, action: gym.Space[Any]) -> None:
+        super().__init__()
+        self.action_space = action
+
+
+@pytest.mark.parametrize(
+    ("build", "fix"),
+    [
+        (Seedless, "let it take a seed: def reset(self, *, seed=None, options=None)"),
+        (
+            partial(Acting, Discrete(2, start=1)),
+            "subtract the start in the suite: declare Discrete(2), and add 1 again in step()",
+        ),
+        (
+            partial(Acting, Box(-1, 1, (2, 3))),
+            "flatten it in the suite: declare shape (6,), reshape actions to (2, 3) in step()",
+        ),
+    ],
+)
+def test_fixes_fit(build: Any, fix: str) -> None:
+    report = check_suite(walk(build=build), "all")
+    assert [error.fix for error in report.errors] == [fix], report
 
 
 class Film(gym.Env[np.ndarray, Any]):
@@ -260,8 +316,11 @@ def test_listing_is_checked() -> None:
             return {"all": [task]}[group]
 
     assert [e for e in check_suite(Accepts(), "all").errors if "accepts a group that does not exist" in e.what]
-    with pytest.raises(KeyError):
+    with pytest.raises(registry.UnknownNameError) as caught:
         check_suite(Raises(), "nothing")
+    place = f"{__file__}:{Raises.tasks.__code__.co_firstlineno + 1}"
+    assert str(caught.value) == f"suite 'bad', group 'nothing': tasks() raised KeyError: 'nothing' ({place})"
+    assert [e for e in check_suite(Raises(), "all").errors if "does not give this single task" in e.what]
     with pytest.raises(ValueError, match="at least two"):
         check_suite(walk(), "all", seeds=(3, 3))
     with pytest.raises(registry.UnknownNameError):
@@ -276,7 +335,11 @@ class BadTeam(Team):
         self.fault = fault
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if self.fault == "reset":
+            raise RuntimeError("stuck")
         observations, infos = super().reset(seed)
+        if self.fault == "no info":
+            return observations
         if self.fault == "late":
             self.agents = ["right"]
         return observations, infos
@@ -295,6 +358,11 @@ class BadTeam(Team):
                 terminated, truncated = dict.fromkeys(acted, False), {a: a == "left" for a in acted}
         return observations, rewards, terminated, truncated, infos
 
+    def action_space(self, agent: str) -> Any:
+        if self.fault == "no space":
+            raise AttributeError("no action_spaces")
+        return super().action_space(agent)
+
     def state(self) -> np.ndarray:
         return super().state() * (5 if self.fault == "state" else 1)
 
@@ -308,6 +376,9 @@ class BadTeam(Team):
         ("undead", 'an agent has info["alive"] False but stays in env.agents'),
         ("alone", "truncates ['left'] while ['right'] go on"),
         ("state", "state()[0] = "),
+        ("no space", "the spaces raised AttributeError: no action_spaces"),
+        ("reset", "reset() raised RuntimeError: stuck"),
+        ("no info", "reset() does not return (observation, info)"),
     ],
 )
 def test_team_faults_are_named(fault: str, what: str) -> None:

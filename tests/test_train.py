@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import torch
 
 from mtrl import checkpoint, registry, runs
 from mtrl.config import RunConfig, parse_config
-from mtrl.log import METRICS
+from mtrl.log import METRICS, Logger
 from mtrl.train import train
 from mtrl.types import Journal
 from mtrl.vector import EnvironmentFailedError, replay
@@ -193,6 +194,8 @@ def test_an_environment_that_always_fails_leaves_its_episode(tmp_path: Path, wor
     found = json.loads((tmp_path / "x" / runs.FAILURE).read_text())
     assert found["task"] == "probe/faulty-raise"
     assert len(found["actions"]) == 3
+    assert re.search(r"probes\.py.*, line \d+, in step", found["error"] if workers else found["traceback"])
+    assert re.search(r"step 3\): raised .* at .*probes\.py:\d+", found["error"])
     (task,) = registry.tasks("tests.vector.probes:Probes/faulty-raise")
     with pytest.raises(EnvironmentFailedError, match="the physics exploded"):
         replay(task, Journal(found["task"], found["seed"], np.array(found["actions"])))
@@ -238,6 +241,16 @@ def test_an_extended_run_that_is_interrupted_can_be_resumed(tmp_path: Path) -> N
     with pytest.raises(runs.RunError, match="is complete"):
         train(longer, out, resume=True)
     assert (out / runs.SUMMARY).exists()
+
+
+def test_what_costs_no_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that cannot be drawn, and steps too few for one update."""
+    told: list[str] = []
+    monkeypatch.setattr(Logger, "notice", lambda self, text: told.append(text))
+    train(config(PPO, "mtrl.testing:Probes/discrete", steps=20, eval={"episodes": 2, "video": True}), tmp_path / "run")
+    assert (tmp_path / "run" / runs.SUMMARY).exists()
+    assert any(text.startswith("no update was recorded: ") for text in told)
+    assert any(text.startswith("no video: task 'probe/") for text in told)
 
 
 def test_a_policy_alone_is_not_trained_further(tmp_path: Path) -> None:

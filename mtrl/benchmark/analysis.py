@@ -291,9 +291,10 @@ def _judge(entries: Sequence[Entry], improvement: Mapping[tuple[str, str], Estim
     best, rivals = entries[0], entries[1:]
     cautions = []
     if not rivals:
-        verdict = f"Only {best.agent} was run: IQM of the score {best.iqm.value:.2f}. Nothing is compared."
+        verdict = f"Only {best.agent} has such runs: IQM of the score {best.iqm.value:.2f}. Nothing is compared."
     else:
-        verdict = f"{best.agent} has the highest IQM of the score, {best.iqm.value:.2f}"
+        top = [entry.agent for entry in entries if entry.iqm.value == best.iqm.value]
+        verdict = f"{_and(top)} {'have' if len(top) > 1 else 'has'} the highest IQM of the score, {best.iqm.value:.2f}"
         beaten: list[str] = []
         hinted: list[str] = []
         better: list[str] = []
@@ -308,8 +309,9 @@ def _judge(entries: Sequence[Entry], improvement: Mapping[tuple[str, str], Estim
             else:
                 place = hinted if fewest < stats.FEW_RUNS else beaten
             place.append(rival.agent)
-        verdict += f"; it beats {_and(beaten)}" if beaten else ""
-        verdict += f"; it seems to beat {_and(hinted)}" if hinted else ""
+        who = "it" if len(top) == 1 else best.agent
+        verdict += f"; {who} beats {_and(beaten)}" if beaten else ""
+        verdict += f"; {who} seems to beat {_and(hinted)}" if hinted else ""
         verdict += "."
         if better:
             verdict += f" Yet {_and(better)} did better more often: IQM and probability of improvement disagree."

@@ -49,7 +49,7 @@ class BenchmarkError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended. ``reason`` is the last line that a failed run printed."""
+    """How an attempt ended. ``reason`` is the error that a failed run printed, or its last line."""
 
     job: Job
     folder: Path
@@ -112,10 +112,10 @@ class Attempt:
         if not pid:
             return None
         code = self._process.returncode = os.waitstatus_to_exitcode(status)
-        asked = (-signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+        asked = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT)
         ended: Status = "finished" if code == 0 else "interrupted" if code in asked else "failed"
         seconds = time.monotonic() - self._started
-        reason = "" if ended == "finished" else _last_line(self.folder / OUTPUT) or f"exit status {code}"
+        reason = "" if ended == "finished" else _reason(self.folder / OUTPUT) or f"exit status {code}"
         if code == -signal.SIGKILL:
             reason = "killed (SIGKILL); if nobody did it, the machine ran out of memory"
         self._write(
@@ -222,6 +222,7 @@ def _claim(folder: Path) -> int:
             return lock
 
 
-def _last_line(path: Path) -> str:
+def _reason(path: Path) -> str:
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines() if path.exists() else []
-    return lines[-1].strip() if lines else ""
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1].strip()

@@ -33,13 +33,17 @@ class Ray:
 
     address: str | None = None
 
+    def __post_init__(self) -> None:
+        try:  # before there is a folder
+            import ray  # noqa: F401  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise BenchmarkError("Ray is not installed: pip install 'mtrl-suite[ray]'") from None
+
     def __call__(
         self, jobs: Sequence[Job], root: Path, benchmark: str, board: Board, interrupted: Sequence[int]
     ) -> list[Outcome]:
-        try:
-            import ray  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise BenchmarkError("Ray is not installed: pip install 'mtrl-suite[ray]'") from None
+        import ray  # pyright: ignore[reportMissingImports]
+
         if not ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(address=self.address, include_dashboard=None if self.address else False, log_to_driver=False)

@@ -15,13 +15,21 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Discrete
 
-from mtrl.registry import UnknownNameError
-from mtrl.spaces import Codec, SpaceError, check_frames, team_codec
+from mtrl.registry import MissingPackageError, PluginError, UnknownNameError, raised
+from mtrl.spaces import NO_INFO, RETURN_INFO, Codec, SpaceError, check_frames, declared, team_codec
 from mtrl.testing.compare import difference, outside
 from mtrl.types import Suite, Task
 
 _NO_SUCH_GROUP = "no such group"
 _WIDTH = 8  # of the column that holds a finding's level
+_STEP_FIX = "make it work for legal actions up to Task.horizon"
+_FIXES = {
+    "build()": "let build() make the environment without arguments, and with render_mode=... for videos",
+    "reset()": "make reset(seed=...) work for every seed, as often as it is called, in the middle of an episode too",
+    "the spaces": "let observation_space(agent) and action_space(agent) give the spaces of all possible_agents",
+    "state()": "make state() work at any time after reset()",
+    "close()": "let close() release what the environment holds without raising, whether an episode has ended or not",
+}  # by what raised; else it was a step
 
 
 @dataclass(frozen=True)
@@ -97,15 +105,24 @@ def check_suite(
 
     Raises:
         ValueError: fewer than two different seeds.
-        UnknownNameError: the suite has no such group.
+        UnknownNameError: the suite has no such group, or its ``tasks`` raises (``PluginError``).
     """
     if len(set(seeds)) < 2:
         raise ValueError(f"seeds must hold at least two different ones, got {list(seeds)}")
-    tasks = tuple(suite.tasks(group))
+    tasks = _tasks(suite, group)
     findings = _check_listing(suite, group, tasks)
     for task in tasks:
         findings += _TaskCheck(task, task.horizon if full else min(steps, task.horizon)).run(seeds)
     return Report(f"suite {suite.name}, group {group}", tuple(task.name for task in tasks), tuple(findings))
+
+
+def _tasks(suite: Suite, group: str) -> tuple[Task, ...]:
+    try:
+        return tuple(suite.tasks(group))
+    except (UnknownNameError, MissingPackageError):
+        raise
+    except Exception as error:
+        raise PluginError(f"suite {suite.name!r}, group {group!r}: tasks() raised {raised(error)}") from error
 
 
 def _check_listing(suite: Suite, group: str, tasks: Sequence[Task]) -> list[Finding]:
@@ -139,7 +156,7 @@ def _check_listing(suite: Suite, group: str, tasks: Sequence[Task]) -> list[Find
         short = name.partition("/")[2]
         try:
             alone = [task.name for task in suite.tasks(short)]
-        except UnknownNameError:
+        except Exception:  # noqa: BLE001 - what an unknown group should raise has been checked above
             alone = []
         if alone != [name]:
             error(f"tasks({short!r}) does not give this single task", "accept a task's short name as a group", name)
@@ -194,7 +211,10 @@ class _TaskCheck:
             yield
         except Exception as error:
             what = f"{where} raised {type(error).__name__}: {error}"
-            raise self._abandon("raised", what, "make it work for legal actions up to Task.horizon") from error
+            fix = _FIXES.get(where, _STEP_FIX)
+            if where == "reset()" and isinstance(error, TypeError) and "'seed'" in str(error):
+                fix = "let it take a seed: def reset(self, *, seed=None, options=None)"
+            raise self._abandon("raised", what, fix) from error
         for name in changed(before, global_state()):
             self._error(
                 f"global {name}",
@@ -301,14 +321,12 @@ class _TaskCheck:
         with self._calling("reset()"):
             first = env.reset(seed=seed)
         if not (isinstance(first, tuple) and len(first) == 2 and isinstance(first[1], Mapping)):
-            raise self._abandon("reset", "reset() does not return (observation, info)", "follow gymnasium.Env.reset")
+            raise self._abandon("reset", NO_INFO, RETURN_INFO)
         obs, info = first
-        self._check_declared(env.observation_space, env.action_space)
         codec = self._codec(
-            lambda: Codec(
-                env.observation_space, env.action_space, task=self._task.name, mask_in_info="action_mask" in info
-            )
+            lambda: Codec(*declared(self._task, env), task=self._task.name, mask_in_info="action_mask" in info)
         )
+        self._check_declared(env.observation_space, env.action_space)
         row = _Row(codec, seed)
         trace = _Trace([copy.deepcopy(obs)])
         self._check_observation(env.observation_space, obs, "reset()")
@@ -347,8 +365,10 @@ class _TaskCheck:
             check_frames(self._task, codec.leaves)
             return codec
         except (SpaceError, UnknownNameError) as error:
-            what = str(error).removeprefix(f"{self._task.name}: ")
-            raise self._abandon("space", what, "see mtrl.spaces for what becomes which leaf") from error
+            what = error.what if isinstance(error, SpaceError) else str(error)
+            fix = error.fix if isinstance(error, SpaceError) else ""
+            what = what.removeprefix(f"{self._task.name}: ")
+            raise self._abandon("space", what, fix or "see mtrl.spaces for what becomes which leaf") from error
 
     def _action(self, row: _Row, obs: Any, info: Mapping[str, Any], number: int, final: bool = False) -> Any:
         """A random legal action; None if the episode is over and only the observation was to be laid into leaves."""
@@ -399,8 +419,10 @@ class _TaskCheck:
             )
 
     def _check_result(self, reward: Any, terminated: Any, truncated: Any, info: Any, where: str) -> None:
-        if np.ndim(reward) != 0 or not np.isfinite(np.asarray(reward, float)):
-            self._error("reward", f"{where} gives the reward {reward!r}", "return one finite number per step and agent")
+        # A string such as "1.0" is no number, though numpy would read it as one.
+        if np.ndim(reward) != 0 or np.asarray(reward).dtype.kind not in "biuf" or not np.isfinite(reward):
+            fix = "return one finite number per step and agent, as in float(reward)"
+            self._error("reward", f"{where} gives the reward {reward!r}", fix)
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(flag, bool | np.bool_):
                 self._error(name, f"{where} gives {name}={flag!r}, not a boolean", f"return bool({name})")
@@ -421,8 +443,13 @@ class _TaskCheck:
     # Teams.
 
     def _play_team(self, env: Any, seed: int) -> _Trace:
-        codec = self._codec(lambda: team_codec(self._task, env))
         possible = list(env.possible_agents)
+        with self._calling("the spaces"):
+            for agent in possible:
+                _ = env.observation_space(agent), env.action_space(agent)
+        with self._calling("reset()"):
+            env.reset(seed=seed)  # the codec does so too, but cannot say what raised
+        codec = self._codec(lambda: team_codec(self._task, env))
         with self._calling("reset()"):
             observations, infos = env.reset(seed=seed)
         self._check_declared(env.observation_space(possible[0]), env.action_space(possible[0]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -86,8 +87,8 @@ class Buffers:
     ended episodes, valid in rows whose slot ended at the last step. Per row: ``reward`` float64, ``success``.
     Per slot: ``terminated``, ``truncated``, ``reported`` (a success signal came in this episode), ``next_task`` and
     ``next_seed`` (what follows when the episode ends; ``PARKED`` for nothing), ``task``, ``seed`` and ``length`` (what
-    is played now and how many steps were taken), ``cost`` (seconds per step), ``built`` (seconds that building its last
-    environment took). ``busy`` is each worker's present slot.
+    is played now and how many steps were taken, with the one under way), ``cost`` (seconds per step), ``built``
+    (seconds that building its last environment took). ``busy`` is each worker's present slot.
 
     Args:
         program: what the arrays are for.
@@ -210,6 +211,12 @@ class _Team:
             leaves["state"][local] = np.ravel(self.env.state())
 
 
+def _at(error: Exception) -> str:
+    """The line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
 def _success(info: Mapping[str, Any]) -> float | None:
     value = info.get("success")
     if value is None:
@@ -258,7 +265,7 @@ class Slot:
             self._game.reset(seed)
             self._game.write(self._obs, self.place.local)
         except Exception as error:
-            raise self._failed(f"reset raised {error!r}") from error
+            raise self._failed(f"reset raised {error!r}{_at(error)}") from error
 
     def step(self) -> None:
         """Play the action in the buffers; truncate at the horizon; begin the next episode if this one ended."""
@@ -351,12 +358,12 @@ class Slot:
     def _advance(self, actions: Array) -> tuple[bool, bool]:
         buffers, rows = self._buffers, self.place.rows
         assert self._game is not None
+        self._length += 1
+        buffers.length[self.place.slot] = self._length
         try:
             reward, terminated, truncated, success = self._game.step(actions)
         except Exception as error:
-            raise self._failed(f"raised {error!r}") from error
-        self._length += 1
-        buffers.length[self.place.slot] = self._length
+            raise self._failed(f"raised {error!r}{_at(error)}") from error
         buffers.reward[rows] = reward
         if not (math.isfinite(reward) if isinstance(reward, float) else np.isfinite(reward).all()):
             raise self._failed(f"returned the reward {reward}")

@@ -464,7 +464,7 @@ def test_greedy_actions_are_those_of_the_policys_average() -> None:
     greedy = look[agent](obs).action
     assert not np.allclose(greedy["arm"], look[plain](obs).action["arm"])
     explored = [one.actor(RAGGED_LAYOUT, explore=True)(obs).action for one in (agent, plain)]
-    same(*explored)
+    same(explored[0], explored[1])
     loaded = make(ragged_spec(), seed=3, average=0.75)
     loaded.load_policy(agent.state_dict()["policy"])
     same(loaded.actor(RAGGED_LAYOUT, explore=False)(obs).action, greedy)

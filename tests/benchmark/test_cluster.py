@@ -35,7 +35,8 @@ def spec() -> Spec:
 def test_without_ray_the_fix_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BenchmarkError, match=r"pip install 'mtrl-suite\[ray\]'"):
-        run_grid(spec(), tmp_path, Ray(), Board(Console(quiet=True)))
+        run_grid(spec(), tmp_path / "grid", Ray(), Board(Console(quiet=True)))
+    assert not (tmp_path / "grid").exists()
 
 
 @pytest.fixture

@@ -333,7 +333,7 @@ def test_environment_errors_name_the_place_and_stay(make: Make) -> None:
     envs = make(tasks("counter", "faulty-raise"))
     envs.reset(seed=2)
     drive(envs, 2)
-    where = rf"task 'probe/faulty-raise' \(slot 1, seed {episode_seed(2, 1, 0)}, step 2\): raised ZeroDivisionError"
+    where = rf"task 'probe/faulty-raise' \(slot 1, seed {episode_seed(2, 1, 0)}, step 3\): raised ZeroDivisionError"
     for _ in range(3):
         with pytest.raises(EnvironmentFailedError, match=where):
             drive(envs, 1)

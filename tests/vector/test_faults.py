@@ -30,7 +30,7 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Flaky(Walk):
-    """A walk that goes wrong ``times`` times in all, at step 3; it counts in a file."""
+    """A walk that goes wrong ``times`` times in all, after step 3; it counts in a file."""
 
     def __init__(self, fault: str, counter: Path, times: int = 1) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def test_an_environment_that_fails_now_and_then(make: Make, tmp_path: Path, faul
     envs.reset()
     assert_same(drive(envs, 30), drive(calm, 30))
     assert len(envs.faults) == 2
-    assert all(message in fault and "'probe/flaky' (slot" in fault and "step 3)" in fault for fault in envs.faults)
+    assert all(message in fault and "'probe/flaky' (slot" in fault and "step 4)" in fault for fault in envs.faults)
 
 
 def test_what_always_fails_ends_with_its_journal(make: Make) -> None:

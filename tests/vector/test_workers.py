@@ -174,7 +174,7 @@ def test_exception_in_a_worker(make: Make) -> None:
     envs = make(tasks("counter", "faulty-raise"), workers=2)
     envs.reset(seed=2)
     drive(envs, 2)
-    where = rf"task 'probe/faulty-raise' \(slot 1, seed {episode_seed(2, 1, 0)}, step 2\): raised ZeroDivisionError"
+    where = rf"task 'probe/faulty-raise' \(slot 1, seed {episode_seed(2, 1, 0)}, step 3\): raised ZeroDivisionError"
     with pytest.raises(EnvironmentFailedError, match=where) as caught:
         drive(envs, 1)
     assert "the physics exploded" in str(caught.value)
@@ -195,7 +195,7 @@ def test_worker_that_dies_in_a_step(make: Make) -> None:
     envs = make(tasks("counter", "faulty-die"), workers=2)
     envs.reset(seed=2)
     where = (
-        rf"'probe/faulty-die' \(slot 1, seed {episode_seed(2, 1, 0)}, step 2\): worker process 1 was killed by SIGKILL"
+        rf"'probe/faulty-die' \(slot 1, seed {episode_seed(2, 1, 0)}, step 3\): worker process 1 was killed by SIGKILL"
     )
     with pytest.raises(EnvironmentFailedError, match=where):
         drive(envs, 5)
