@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -158,6 +159,8 @@ def compare(suite: str, rounds: int, steps: int) -> dict[str, Any]:
         alive = contestants(suite, stack)
         for one in alive.values():
             run(one, steps // 4, rows)  # warm up
+        gc.collect()
+        gc.freeze()  # or every contestant in this process pays for collections that look at all the others' objects
         speeds: dict[str, list[float]] = {name: [] for name in alive}
         cost = dict.fromkeys(alive, 0.0)
         for round_ in range(rounds):
