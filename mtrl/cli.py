@@ -53,14 +53,11 @@ def _friendly() -> Iterator[None]:
     known = (*mistakes, *films, CheckpointError, FloatingPointError, MemoryError, registry.MissingPackageError)
     try:
         yield
-    except known as error:
+    except (*known, FileExistsError, NotADirectoryError, PermissionError) as error:
+        # The last three: a folder or file that the user named.
+        what = f"cannot use {error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
         # Not as markup: "pip install 'mtrl-suite[sweep]'" would lose its extra.
-        Console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {error}"), soft_wrap=True)
-        raise typer.Exit(2) from None
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:  # a folder or file that the user named
-        Console(stderr=True).print(
-            Text.assemble(("error:", "bold red"), f" cannot use {error.filename}: {error.strerror}"), soft_wrap=True
-        )
+        Console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {what}"), soft_wrap=True)
         raise typer.Exit(2) from None
 
 

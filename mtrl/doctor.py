@@ -162,7 +162,7 @@ def _torch(result: tuple[bool, str]) -> list[Finding]:
         return [Finding("torch", "error", text, "pip install torch")]
     capability, onednn, gpus = json.loads(text.splitlines()[-1])
     return [
-        Finding("torch", "ok", f"{capability}" + (", oneDNN" if onednn else "")),
+        Finding("torch", "ok", capability + (", oneDNN" if onednn else "")),
         Finding("gpu", "ok", ", ".join(gpus) or "none: device=auto means cpu"),
     ]
 

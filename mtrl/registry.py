@@ -159,9 +159,14 @@ def is_agent(thing: Any) -> bool:
 
 def raised(error: Exception) -> str:
     """A caught exception in one line, with the file and line that raised it."""
-    inside = traceback.extract_tb(error.__traceback__)[1:]  # nothing, if the call itself had wrong arguments
-    place = f" ({inside[-1].filename}:{inside[-1].lineno})" if inside else ""
-    return f"{type(error).__name__}: {error}{place}"
+    place = raised_at(error)
+    return f"{type(error).__name__}: {error}" + (f" ({place})" if place else "")
+
+
+def raised_at(error: Exception) -> str:
+    """File and line that raised a caught exception; empty if the call itself had wrong arguments."""
+    inside = traceback.extract_tb(error.__traceback__)[1:]
+    return f"{inside[-1].filename}:{inside[-1].lineno}" if inside else ""
 
 
 def parts(text: str) -> tuple[Part, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mtrl.types import Array
-from mtrl.vector.slots import PARKED, Buffers, EnvironmentFailedError, Program, Running, blank
+from mtrl.vector.slots import PARKED, Buffers, EnvironmentFailedError, Program, Running, blank, told
 
 
 class Lanes:
@@ -103,20 +103,20 @@ class Lanes:
         try:
             self._batch.reset(begun, np.where(begun, seed, 0), self._choice())
         except Exception as error:
-            raise self._failed(f"reset raised {error!r}") from error
+            raise self._failed(f"reset {told(error)}") from error
 
     def _advance(self, actions: Array, playing: Array) -> tuple[Array, Array]:
         """Step the lanes ``playing`` with actions [lanes, agents, ...]; returns terminated and truncated [lanes]."""
         buffers = self._buffers
+        self._length[playing] += 1
+        buffers.length[self._index] = self._length
         try:
             outcome = self._batch.step(actions, playing)
         except Exception as error:
-            raise self._failed(f"raised {error!r}") from error
-        self._length[playing] += 1
+            raise self._failed(told(error)) from error
         reward = outcome.reward if outcome.reward.ndim == 2 else outcome.reward[:, None]
         if (bad := playing & ~np.isfinite(reward).all(axis=1)).any():
             raise self._failed_lane(int(bad.argmax()), f"returned the reward {reward[bad.argmax()]}")
-        buffers.length[self._index] = self._length
         buffers.reward[self._rows] = np.where(playing[:, None], reward, 0.0)
         buffers.success[self._rows] = (playing & outcome.success)[:, None]
         buffers.reported[self._index[playing]] = True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtrl import opengl
+from mtrl.registry import raised_at
 from mtrl.spaces import Codec
 from mtrl.types import Array, Group, Journal, Task
 
@@ -211,10 +211,10 @@ class _Team:
             leaves["state"][local] = np.ravel(self.env.state())
 
 
-def _at(error: Exception) -> str:
-    """The line that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+def told(error: Exception) -> str:
+    """What an environment raised, and where."""
+    place = raised_at(error)
+    return f"raised {error!r}" + (f" at {place}" if place else "")
 
 
 def _success(info: Mapping[str, Any]) -> float | None:
@@ -265,7 +265,7 @@ class Slot:
             self._game.reset(seed)
             self._game.write(self._obs, self.place.local)
         except Exception as error:
-            raise self._failed(f"reset raised {error!r}{_at(error)}") from error
+            raise self._failed(f"reset {told(error)}") from error
 
     def step(self) -> None:
         """Play the action in the buffers; truncate at the horizon; begin the next episode if this one ended."""
@@ -363,7 +363,7 @@ class Slot:
         try:
             reward, terminated, truncated, success = self._game.step(actions)
         except Exception as error:
-            raise self._failed(f"raised {error!r}{_at(error)}") from error
+            raise self._failed(told(error)) from error
         buffers.reward[rows] = reward
         if not (math.isfinite(reward) if isinstance(reward, float) else np.isfinite(reward).all()):
             raise self._failed(f"returned the reward {reward}")

@@ -14,6 +14,11 @@ from mtrl.benchmark.analysis import analyse
 Writer = Callable[..., Path]
 
 
+def test_a_tie_has_no_single_winner(tmp_path: Path, grid_writer: Writer) -> None:
+    found = analyse(store.load(grid_writer(tmp_path, {"one": 0.0, "other": 0.0}, ["s/x"], seeds=5)))
+    assert found.suites[0].verdict.startswith("one and other have the highest IQM of the score, 0.00. Between")
+
+
 def test_a_clear_winner_is_called_one(tmp_path: Path, grid_writer: Writer) -> None:
     found = analyse(store.load(grid_writer(tmp_path, {"weak": 0.2, "strong": 0.9}, ["s/x"], seeds=5)))
     (suite,) = found.suites

@@ -33,6 +33,8 @@ state = out / "state"
 step = int(state.read_text()) if state.exists() else 0
 with (out / "starts").open("a") as file: print(step, file=file)
 if how == "fail": print("the cause"); sys.exit(1)
+if how == "explain": print("error: the cause\\nand what follows from it"); sys.exit(1)
+if how == "end": signal.signal(signal.SIGTERM, signal.SIG_DFL); signal.raise_signal(signal.SIGTERM)
 while step < 50 and not stopped:
     time.sleep(0.02 if how == "slow" else 0); step += 1
 state.write_text(str(step))
@@ -128,6 +130,15 @@ def test_finished_runs_are_never_done_again(tmp_path: Path, fake: dict[str, str]
     assert (again.total, again.done_before, len(again.outcomes)) == (3, 2, 1)
     assert again.complete
     assert [starts(tmp_path, job.name) for job in plan(grown)] == [1, 1, 1]
+
+
+def test_the_reason_is_the_error_and_an_early_signal_is_no_failure(tmp_path: Path, fake: dict[str, str]) -> None:
+    first, second = plan(spec())
+    fake |= {first.name: "explain", second.name: "end"}
+    grid = run_grid(spec(), tmp_path, Local(2), board())
+    found = {outcome.job.name: outcome for outcome in grid.outcomes}
+    assert found[first.name].reason == "error: the cause"
+    assert found[second.name].status == "interrupted"  # as with SIGKILL, it was asked to end
 
 
 def test_runs_wait_for_those_they_start_from(tmp_path: Path, fake: dict[str, str]) -> None:
