@@ -78,21 +78,26 @@ class SAC:
         atoms: int = Field(101, ge=2, description="of the categorical critic, evenly spaced on [-v_max, v_max]")
         v_max: float = Field(10.0, gt=0)
         matmul: Literal["auto"] | Route = Field("auto", description="auto: the fastest with fp32 accuracy; or bf16")
-        cuda_graph: bool = Field(
-            False, description="on a GPU, launch an update, and an action, as one (not: bf16, aggregation, moe_topk)"
+        cuda_graph: Literal["auto"] | bool = Field(
+            "auto", description="on a GPU, launch an update, and an action, as one; auto: if they can be recorded"
         )
         log_every: int = Field(100, ge=1, description="updates that one record of metrics averages")
         inspect_every: int = Field(10, ge=0, description="records between looks at experts, ranks, conflicts; 0: none")
 
         @model_validator(mode="after")
         def _recordable(self) -> Self:
+            if self.cuda_graph is True and (wrong := self.unrecordable):
+                raise ValueError(f"cuda_graph=true cannot record {', '.join(wrong)}: leave one of them out")
+            return self
+
+        @property
+        def unrecordable(self) -> list[str]:
+            """The settings that look at numbers within an update, of which no CUDA graph can be made."""
             networks = {"trunk.kind=moe_topk": self.trunk, "critic_trunk.kind=moe_topk": self.critic_trunk}
             wrong = [name for name, trunk in networks.items() if trunk is not None and not trunk.recordable]
             wrong += [f"{n}={v}" for n in ("critic_gradients", "actor_gradients") if (v := getattr(self, n)) != "mean"]
             wrong += ["critic_balance"] * (self.critic_balance is not None) + ["matmul=bf16"] * (self.matmul == "bf16")
-            if self.cuda_graph and wrong:
-                raise ValueError(f"cuda_graph=true cannot record {', '.join(wrong)}: leave one of them out")
-            return self
+            return wrong
 
     def __init__(self, spec: Spec, config: Config, *, seed: int, device: str = "cpu") -> None:
         for group in spec.groups:
@@ -135,9 +140,8 @@ class SAC:
             for name, net in nets.items()
         }
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        graph = config.cuda_graph and self.device.type == "cuda"
-        recording = functools.partial(unchecked, list(self.descents.values()), self.device)
-        self._update = Graphed(on=graph, recording=recording)
+        graph = self.device.type == "cuda" and bool(config.cuda_graph) and not config.unrecordable
+        self._update = Graphed(on=graph, recording=functools.partial(unchecked, [*self.descents.values()], self.device))
         self._acting = {explore: Graphed(on=graph) for explore in (True, False)}
         self.replay = Replay(spec, config.capacity, seed=seed)
         self.reserve = self.replay.reserve

@@ -17,6 +17,7 @@ Known to hold for metaworld 3.1.1; ``tests/envs/test_metaworld.py`` compares all
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import math
@@ -100,18 +101,24 @@ class _Parts:
 
 
 def _initialize_simulation(self: Any) -> tuple[Any, Any]:
-    """``MujocoEnv._initialize_simulation`` without textures and meshes that only serve the eye.
+    """``MujocoEnv._initialize_simulation`` without textures and meshes that only serve the eye."""
+    model = copy.copy(_compiled(self.fullpath))  # of its own, since tasks write to their models
+    return model, mujoco.MjData(model)
 
-    MuJoCo's compiler leaves them out with the dynamics unchanged, but keeps what something refers to: a position
-    sensor on each named shape keeps those that tasks look up.
+
+@functools.cache
+def _compiled(path: str) -> Any:
+    """A task's model, compiled once per process: a compilation takes as long as some thousand steps.
+
+    MuJoCo's compiler leaves out what is only seen with the dynamics unchanged, but keeps what something refers to: a
+    position sensor on each named shape keeps those that tasks look up.
     """
-    spec = mujoco.MjSpec.from_file(self.fullpath)
+    spec = mujoco.MjSpec.from_file(path)
     spec.compiler.discardvisual = True
     for geom in spec.geoms:
         if geom.name:
             spec.add_sensor(type=mujoco.mjtSensor.mjSENS_FRAMEPOS, objtype=mujoco.mjtObj.mjOBJ_GEOM, objname=geom.name)
-    model = spec.compile()
-    return model, mujoco.MjData(model)
+    return spec.compile()
 
 
 def _step(self: Any, action: Array) -> tuple[Array, Any, bool, bool, dict[str, Any]]:

@@ -28,7 +28,7 @@ from mtrl.benchmark.attempt import BenchmarkError
 from mtrl.benchmark.engine import SPEC, leaves
 from mtrl.benchmark.report import machines, versions
 from mtrl.benchmark.spec import dump_spec, load_spec, slug
-from mtrl.benchmark.store import FREE, Cost, Run, Store, load, settings_of
+from mtrl.benchmark.store import Cost, Run, Store, essential, load, settings_of
 from mtrl.benchmark.svg import line_chart, standalone
 from mtrl.benchmark.tables import markdown, rows_of
 from mtrl.config import ConfigError, parse_config
@@ -108,8 +108,8 @@ def _whole(settings: Mapping[str, Any]) -> dict[str, Any]:
     try:
         found = parse_config(settings).model_dump(mode="json")
     except ConfigError:  # an agent that is not installed here
-        return dict(settings)
-    return {key: value for key, value in found.items() if key not in FREE}
+        return essential(settings)
+    return essential(found)
 
 
 def _merge(runs: Iterable[Run]) -> list[Run]:

@@ -12,7 +12,9 @@ brought in by ``import_curves``; they stand beside ours but have no cost.
 
 from __future__ import annotations
 
+import copy
 import csv
+import functools
 import io
 import json
 import math
@@ -34,7 +36,7 @@ ACTIONS = {"eval": "greedy", "eval_sampled": "sampled"}
 VALUES = ("score", "success", "success_last", "return", "length")
 COLUMNS = ("agent", "suite", "task", "seed", "step", "actions", *VALUES)
 # Fields of a run that its results do not depend on; on the device only as on the machine, by rounding.
-FREE = ("seed", "log", "checkpoint", "workers", "patience", "device")
+FREE = ("seed", "log", "checkpoint", "workers", "patience", "device", "agent.cuda_graph")
 RESULTS, RUN_TABLE, IMPORTED = "results.csv", "runs.csv", "imported"
 Row = Mapping[str, Any]
 """``COLUMNS`` of one task at one evaluation; values that a task does not have are missing."""
@@ -283,7 +285,17 @@ def _run(folder: Path) -> Run:
 
 def settings_of(run: Run) -> dict[str, Any]:
     """A run's configuration without what its results do not depend on."""
-    return {key: value for key, value in run.config.items() if key not in FREE}
+    return essential(run.config)
+
+
+def essential(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy without the fields in ``FREE``."""
+    kept = copy.deepcopy(dict(config))
+    for place in FREE:
+        *above, last = place.split(".")
+        holder = functools.reduce(lambda part, key: part.get(key, {}), above, kept)
+        holder.pop(last, None)
+    return kept
 
 
 def _told_apart(found: Sequence[Run]) -> list[Run]:

@@ -416,6 +416,8 @@ def test_an_update_that_is_not_finite_names_the_task_and_leaves_what_comes_after
 def test_what_a_cuda_graph_cannot_hold_is_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=f"cuda_graph=true cannot record {named}"):
         SAC.Config(cuda_graph=True, **options)
+    assert SAC.Config(**options).unrecordable == [named], "auto computes it kernel by kernel"
+    assert not make(ragged_spec()).config.unrecordable
 
 
 def test_an_agent_that_nobody_needs_is_freed_at_once() -> None:

@@ -95,6 +95,10 @@ def test_later_runs_join_those_that_are_kept(tmp_path: Path, grid_writer: Writer
     assert ours == theirs
     keep([kept], tmp_path / "copy")
     assert contents(tmp_path / "copy") == contents(kept)
+    third = run_writer(tmp_path / "third", "a", "s/x", 2, skill=0.5)
+    edit(third / "config.yaml", lambda found: (found.update(workers=2), found["agent"].update(cuda_graph=True)))
+    keep([tmp_path / "third"], kept)  # what results do not depend on may differ
+    assert "cuda_graph" not in (kept / "settings.yaml").read_text()
 
 
 def test_parts_of_a_run_are_kept_as_one(tmp_path: Path, run_writer: Writer) -> None:

@@ -118,6 +118,18 @@ def test_only_environments_that_draw_load_what_is_drawn() -> None:
 # Episodes
 
 
+def test_environments_of_a_task_write_to_models_of_their_own() -> None:
+    """The task is compiled once; a reset moves its window within the model."""
+    envs = [MetaWorldEnv("window-open-v3") for _ in range(2)]
+    windows = [env.raw.model.body("window").pos for env in envs]
+    for env, seed in zip(envs, (1, 2), strict=True):
+        env.reset(seed=seed)
+    assert not np.array_equal(*windows)
+    before = windows[0].copy()
+    MetaWorldEnv("window-open-v3").reset(seed=2)
+    assert np.array_equal(windows[0], before)
+
+
 @pytest.mark.parametrize("goals", ["fifty", "free"])
 @some([*MT3, "peg-insert-side-v3"])
 def test_seeds_decide_episodes(task: str, goals: Any) -> None:
