@@ -360,16 +360,21 @@ def dashboard(
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(help="suites, agents or tasks")],
-    suite: Annotated[str | None, typer.Argument(help="for tasks: 'suite/group'")] = None,
+    what: Annotated[str, typer.Argument(help="suites, agents, tasks or settings")],
+    name: Annotated[str | None, typer.Argument(help="tasks: 'suite/group'; settings: an agent; none: a run's")] = None,
 ) -> None:
-    """List what is installed: suites, agents, or the tasks of a suite's group."""
+    """List what is installed: suites, agents, the tasks of a suite's group; or the settings of an agent or a run."""
     with _friendly():
-        if what not in (choices := ("suites", "agents", "tasks")):
-            raise registry.UnknownNameError("thing to list", what, choices)
-        if what == "tasks" and suite is None:
+        listed = {
+            "suites": tables.suites,
+            "agents": tables.agents,
+            "tasks": lambda: tables.tasks(str(name)),
+            "settings": lambda: tables.settings(name),
+        }
+        if what not in listed:
+            raise registry.UnknownNameError("thing to list", what, tuple(listed))
+        if what == "tasks" and name is None:
             raise registry.UnknownNameError("suite", "", registry.names(registry.SUITES), "as in: list tasks x/y")
-        listed = {"suites": tables.suites, "agents": tables.agents, "tasks": lambda: tables.tasks(str(suite))}
         console.print(listed[what]())
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from mtrl import registry
 
@@ -83,3 +85,53 @@ def tasks(suite: str) -> Table:
     table.caption = "\n".join(f"score: {source}" for source in sources)
     table.caption_justify = "left"
     return table
+
+
+def settings(agent: str | None) -> Table:
+    """Settings of a run, or of an agent: how each is called in a config and on the command line, and what it may be."""
+    from mtrl.config import RunConfig
+
+    schema = (RunConfig if agent is None else registry.agent(agent).Config).model_json_schema()
+    table = Table(box=None, header_style="bold")
+    table.add_column("setting", no_wrap=True)
+    for column in ("default", "values", "what it is"):
+        table.add_column(column)
+    for row in _settings(schema, schema, "" if agent is None else "agent.", set()):
+        table.add_row(*map(Text, row))  # lists are no markup
+    return table
+
+
+def _settings(part: Mapping[str, Any], schema: Mapping[str, Any], prefix: str, seen: set[str]) -> Iterator[list[str]]:
+    """A row for each field of ``part``, those of its models included, each kind of model once."""
+    for name, field in part.get("properties", {}).items():
+        models = [option["$ref"].rpartition("/")[2] for option in field.get("anyOf", [field]) if "$ref" in option]
+        default = field.get("default", ...)
+        if default is None or not models:
+            shown = default if isinstance(default, str) else "" if default is ... else json.dumps(default)
+            yield [f"{prefix}{name}", shown, _values(field), field.get("description", "")]
+        for model in models:
+            if model in seen:
+                continue
+            seen.add(model)
+            found = json.loads(json.dumps(schema["$defs"][model]))
+            for key, value in (default or {}).items() if isinstance(default, dict) else ():
+                found["properties"][key]["default"] = value
+            yield from _settings(found, schema, f"{prefix}{name}.", seen)
+
+
+_BOUNDS = {"minimum": ">= {}", "exclusiveMinimum": "> {}", "maximum": "<= {}", "exclusiveMaximum": "< {}"}
+
+
+def _values(field: Mapping[str, Any]) -> str:
+    """What a field of a JSON schema may be, in a few words."""
+    if "anyOf" in field:
+        return " | ".join(_values(option) for option in field["anyOf"])
+    if "$ref" in field:
+        return "settings of its own"
+    if "enum" in field or "const" in field:
+        return " | ".join(str(value) for value in field.get("enum", [field.get("const")]))
+    if field.get("type") == "array":
+        parts = field.get("prefixItems", [field.get("items", {})])
+        return f"[{', '.join(_values(item) for item in parts)}{'' if 'prefixItems' in field else ', ...'}]"
+    bounds = [text.format(f"{field[key]:g}") for key, text in _BOUNDS.items() if key in field]
+    return " ".join([str(field.get("type", "any")), *bounds])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from mtrl.cli import app
+from mtrl.config import parse_config
 
 PROBES = "mtrl.testing:Probes"
 
@@ -29,6 +31,36 @@ def test_lists() -> None:
     assert "196" in tasks
     mix = call("list", "tasks", f"{PROBES}/action*3+minigrid/mt3").output
     assert [line.split()[:2] for line in mix.splitlines()[1:3]] == [["probe/action", "3"], ["minigrid/LavaGapS7", "1"]]
+
+
+@pytest.mark.parametrize("agent", ["random", "ppo", "sac", "sb3-ppo", "sb3-sac"])
+def test_settings_are_those_that_a_config_takes(agent: str) -> None:
+    """Every field of the agent's part of a whole configuration, with its default there."""
+
+    def flat(part: Any, place: str) -> dict[str, Any]:
+        if not isinstance(part, dict):
+            return {place: part}
+        return {key: value for name in part for key, value in flat(part[name], f"{place}.{name}").items()}
+
+    options = parse_config({"suite": "minigrid/mt3", "agent": agent}).agent
+    told, fields = {}, flat({name: value for name, value in options.items() if name != "kind"}, "agent")
+    for line in call("list", "settings", agent).output.splitlines()[1:]:
+        if line.startswith(" agent."):
+            name, default = line.split(maxsplit=1)
+            told[name] = default
+    assert told.keys() == fields.keys()
+    for name, value in fields.items():
+        assert told[name].startswith(value if isinstance(value, str) else json.dumps(value)), name
+
+
+def test_settings_of_a_run_say_what_they_may_be() -> None:
+    lines = call("list", "settings").output.splitlines()
+    (row,) = (line for line in lines if line.startswith(" eval.every "))
+    assert row.split()[:6] == ["eval.every", "null", "integer", ">", "0", "|"]
+    assert "environment steps between evaluations" in row
+    assert any(
+        line.startswith(" init.parts ") and "[perception | trunk | memory | heads, ...]" in line for line in lines
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,6 +94,7 @@ def test_lists() -> None:
         (("train", "--suite", "minigrid/mt3*2", "slots=4", "sampler.kind=uniform"), "slots and '*2' in suite"),
         (("check", "minigrid/mt3*no"), "write copies as a whole number"),
         (("list", "task"), "did you mean 'tasks'?"),
+        (("list", "settings", "pppo"), "did you mean 'ppo'?"),
         (("list", "tasks", "minigrid/DorKey-6x6"), "did you mean 'DoorKey-6x6'?"),
         (("check", "minigird/mt3"), "did you mean 'minigrid'?"),
     ],
