@@ -6,11 +6,14 @@ play at once, each holds one picture, and an mp4 is written as they come: long e
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from mtrl import registry, runs
 from mtrl.config import RunConfig
@@ -19,10 +22,13 @@ from mtrl.highlights import KINDS, Highlights
 from mtrl.registry import UnknownNameError
 from mtrl.spaces import make_spec
 from mtrl.types import Array, Episode, Task
-from mtrl.vector import Moment, moments
+from mtrl.vector import Moment, RenderError, moments
 from mtrl.video import FORMATS, page, write_video
 
+_log = logging.getLogger(__name__)
+
 PICKS = ("all", *KINDS)
+_EMPTY = np.full((3, 4, 3), 40, np.uint8)
 PAUSE = 0.5  # seconds that an episode's end stays, darkened, before the next one
 
 
@@ -48,6 +54,8 @@ def film(
 ) -> Path:
     """Write a video of ``reels`` to ``path`` (.mp4 or .gif), atomically; a label says task, return and success so far.
 
+    A task that cannot be drawn has an empty tile, and a warning says why.
+
     Args:
         reels: what to show, at least one episode each.
         path: the file; its folder is made if missing.
@@ -58,7 +66,7 @@ def film(
         progress: told how many pictures of how many are done.
 
     Raises:
-        RenderError: a task cannot be rendered.
+        RenderError: no task can be drawn; about the first.
         WatchError: an episode's return is not the recorded one.
         UnknownNameError: another suffix.
         GifTooLongError: see ``mtrl.video``.
@@ -173,7 +181,17 @@ def _pages(
 ) -> Iterator[Array]:
     with ExitStack() as stack:
         tiles = [stack.enter_context(closing(_tile(reel, max_frames, pause))) for reel in reels]
-        shown = [next(tile) for tile in tiles]
+        shown, errors = [], []
+        for reel, tile in zip(reels, tiles, strict=True):
+            try:
+                shown.append(next(tile))
+            except RenderError as error:
+                errors.append(error)
+                shown.append((_EMPTY, f"{reel.task.name}\ncannot be drawn"))
+        if len(errors) == len(reels):
+            raise errors[0]
+        for error in errors:
+            _log.warning("%s", error)
         done = 0
         while True:
             yield page([picture for picture, _ in shown], [label for _, label in shown], height)

@@ -156,6 +156,22 @@ def test_a_build_without_render_mode() -> None:
         next(moments(task, Journal(task.name, 0, np.zeros(1, np.int64))))
 
 
+def test_a_task_that_cannot_be_drawn_has_an_empty_tile(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    drawn, blind = (tasks(name)[0] for name in ("picture", "counter"))
+    undrawn = Reel(blind, [episode(Journal(blind.name, 0, np.zeros(1, np.int64)))])
+    path = film([undrawn, Reel(drawn, [episode(pictures(5))])], tmp_path / "x.gif", fps=10, height=32)
+    with Image.open(path) as image:
+        width, height = image.size
+    assert colours(path, height - 8, width // 4) == [40] * 11
+    assert colours(path, height - 8, 3 * width // 4) == [*range(6), *[2] * 5]
+    assert [record.getMessage() for record in caplog.records] == [
+        "task 'probe/counter' cannot render: its build takes no render_mode"
+    ]
+    with pytest.raises(RenderError, match="task 'probe/counter' cannot render"):
+        film([undrawn, undrawn], tmp_path / "y.gif")
+    assert not (tmp_path / "y.gif").exists()
+
+
 # Which episodes
 
 
