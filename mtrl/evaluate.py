@@ -109,6 +109,10 @@ class Evaluation:
         }
 
 
+class StoppedError(Exception):
+    """An evaluation that was not wanted any longer."""
+
+
 def evaluation_seeds(seed: int, task: str, episodes: int) -> list[int]:
     """The episode seeds of one task: a function of the evaluation seed and the task's name only."""
     words = np.random.SeedSequence([seed, zlib.crc32(task.encode())]).generate_state(episodes, np.uint64)
@@ -124,6 +128,7 @@ def evaluate(
     seed: int = 1_000_003,
     explore: bool = False,
     workers: int = 0,
+    stop: Sequence[object] = (),
 ) -> Evaluation:
     """Play ``episodes`` seeded episodes of every task.
 
@@ -132,6 +137,10 @@ def evaluate(
         tasks: all of ``spec`` or some of them, in any order; so are the results.
         explore: False takes the greedy action (the distribution's mode), True samples.
         workers: worker processes for the environments.
+        stop: what stops the evaluation as soon as there is anything in it.
+
+    Raises:
+        StoppedError: there was.
     """
     copies = max(1, min(episodes, MAX_SLOTS // len(tasks)))
     envs = MultiTaskVectorEnv(
@@ -142,6 +151,8 @@ def evaluate(
         actor = agent.actor(envs.layout, explore=explore)
         envs.reset()
         while len(finished) < episodes * len(tasks):
+            if stop:
+                raise StoppedError(f"an evaluation was stopped after {len(finished)} of its episodes")
             decision = actor(envs.obs)
             envs.step_async(decision.action)
             envs.step_wait(decision)

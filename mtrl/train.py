@@ -19,8 +19,8 @@ import torch
 
 from mtrl import checkpoint, registry, runs, transfer
 from mtrl.config import ConfigError, RunConfig, dump_config
-from mtrl.evaluate import Evaluation, evaluate
-from mtrl.log import Logger
+from mtrl.evaluate import Evaluation, StoppedError, evaluate
+from mtrl.log import METRICS, Logger, read
 from mtrl.machine import usable_cores
 from mtrl.monitor import Monitor
 from mtrl.nn.size import network_sizes
@@ -102,8 +102,9 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             monitor.highlights.write(out / runs.EPISODES)
 
         interrupted = stack.enter_context(collected(signal.SIGINT, signal.SIGTERM))
-        clock = time.monotonic()
-        logged, evaluation, faults, slots = step, None, 0, sum(copies)
+        if saved is not None and _evaluates(config, step - sum(copies), step) and not _evaluated(out, step):
+            _evaluate(config, agent, tasks, spec, logger, step, interrupted)
+        logged, clock, faults, slots = step, time.monotonic(), 0, sum(copies)
         while step < config.steps and not interrupted:
             decision = actor(envs.obs)
             envs.step_async(decision.action)
@@ -127,42 +128,64 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
                 metrics["time/SPS"] = (step - logged) / max(time.monotonic() - clock, 1e-9)
                 logger.log(metrics, step)
                 logged, clock = step, time.monotonic()
-            if config.eval.every and _due(before, step, config.eval.every) and step < config.steps:
+            if _evaluates(config, before, step):
                 paused = time.monotonic()
-                _evaluate(config, agent, tasks, spec, logger, step)
+                _evaluate(config, agent, tasks, spec, logger, step, interrupted)
                 clock += time.monotonic() - paused  # speed is that of training alone
             if _due(before, step, config.checkpoint.every) and step < config.steps:
                 save()
         save()
-        if step >= config.steps:
-            evaluation = _evaluate(config, agent, tasks, spec, logger, step)
+        evaluation = _evaluate(config, agent, tasks, spec, logger, step, interrupted) if step >= config.steps else None
+        if evaluation is not None:
             summary = {"steps": step, "parameters": sizes, "versions": checkpoint.versions(), "init": origin}
             summary |= {"threads": torch.get_num_threads(), "workers": envs.workers, "evaluation": evaluation.as_dict()}
             runs.write_summary(out, {**summary, "seconds": time.monotonic() - started})
             logger.summary(evaluation.metrics())
             if sizes and not monitor.updates:
                 logger.notice(f"no update was recorded: {step} steps are fewer than this agent needs to learn from")
-            if config.eval.video:
-                _film(evaluation, out, logger, step)
+            _film(config, evaluation, out, logger, step)
         received = interrupted[0] if interrupted and evaluation is None else None
         logger.close("finished" if received is None else "interrupted")
     return Summary(out, step, evaluation, received, time.monotonic() - started)
 
 
+def _evaluates(config: RunConfig, before: int, step: int) -> bool:
+    """Whether there is an evaluation after this step, other than the one at the end."""
+    return config.eval.every is not None and _due(before, step, config.eval.every) and step < config.steps
+
+
+def _evaluated(out: Path, step: int) -> bool:
+    """Whether the evaluation at the step of a checkpoint was done; a signal may have stopped it."""
+    return any(row["step"] == step and "eval/mean_score" in row for row in read(out / METRICS))
+
+
 def _evaluate(
-    config: RunConfig, agent: Agent, tasks: Sequence[Task], spec: Spec, logger: Logger, step: int
-) -> Evaluation:
-    settings = {"spec": spec, "episodes": config.eval.episodes, "seed": config.eval.seed}
-    greedy = evaluate(agent, tasks, **settings)
-    metrics = greedy.metrics()
-    if config.eval.stochastic:
-        metrics |= evaluate(agent, tasks, explore=True, **settings).metrics()
+    config: RunConfig,
+    agent: Agent,
+    tasks: Sequence[Task],
+    spec: Spec,
+    logger: Logger,
+    step: int,
+    interrupted: Sequence[int],
+) -> Evaluation | None:
+    """None: interrupted; the run does it when it is resumed."""
+    settings = {"spec": spec, "episodes": config.eval.episodes, "seed": config.eval.seed, "stop": interrupted}
+    try:
+        greedy = evaluate(agent, tasks, **settings)
+        metrics = greedy.metrics()
+        if config.eval.stochastic:
+            metrics |= evaluate(agent, tasks, explore=True, **settings).metrics()
+    except StoppedError as error:
+        logger.notice(f"{error}: it is done when the run is resumed")
+        return None
     logger.evaluation(metrics, step)
     return greedy
 
 
-def _film(evaluation: Evaluation, out: Path, logger: Logger, step: int) -> None:
-    """Videos of the evaluation; a task that cannot be drawn costs them, not the run."""
+def _film(config: RunConfig, evaluation: Evaluation, out: Path, logger: Logger, step: int) -> None:
+    """Videos of the evaluation, if wanted; tasks that cannot be drawn cost them, not the run."""
+    if not config.eval.video:
+        return
     try:
         for path in record(evaluation, out / runs.VIDEOS, step=step):
             logger.video(path, path.stem, step)

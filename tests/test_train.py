@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ import torch
 
 from mtrl import checkpoint, registry, runs
 from mtrl.config import RunConfig, parse_config
+from mtrl.evaluate import evaluate
 from mtrl.log import METRICS, Logger
 from mtrl.train import train
 from mtrl.types import Journal
@@ -130,6 +132,29 @@ def test_an_interrupted_process_resumes_exactly(number: signal.Signals, tmp_path
         assert_same_run(tmp_path / "whole", out)
     else:  # the signal came later than 4,000 steps: then nothing was left to do
         assert checkpoint.load(out / runs.CHECKPOINTS).step > 4000
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 5], ids=["greedy", "sampled", "greedy, later", "at the end"])
+def test_a_signal_stops_an_evaluation_which_a_resumed_run_does(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(PPO, "mtrl.testing:Probes/mix", eval={"every": 500, "episodes": 3, "stochastic": True})
+    train(settings, tmp_path / "whole")
+    calls = itertools.count(1)
+
+    def disturbed(*args: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr("mtrl.train.evaluate", disturbed)
+    summary = train(settings, tmp_path / "broken")
+    assert (summary.signal, summary.evaluation) == (signal.SIGTERM, None)
+    assert not (tmp_path / "broken" / runs.SUMMARY).exists()
+    found = [row["step"] for row in records(tmp_path / "broken") if "eval/mean_score" in row]
+    assert len(found) == (call - 1) // 2
+    train(settings, tmp_path / "broken", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 
 def test_a_run_folder_is_not_overwritten(tmp_path: Path) -> None:
