@@ -197,7 +197,7 @@ def mix(text: str) -> Mix:
         envs = mtrl.MultiTaskVectorEnv(found.tasks, found.copies)  # 10 + 4 * 7 environments
 
     Raises:
-        UnknownNameError: a suite or a group that does not exist.
+        UnknownNameError: a suite or a group that does not exist, or that ``tasks_of`` refuses.
         MixError: a part without a group where the suite has several, a task named twice, or what ``parts`` refuses.
     """
     found: list[tuple[Task, int, str]] = []
@@ -208,7 +208,7 @@ def mix(text: str) -> Mix:
                 example = f"{part.suite}/{next(iter(source.groups), 'TASK')}"
                 raise MixError(f"suite {part.suite!r} needs a group, as in {example!r}")
             group = source.groups[0]
-        found.extend((task, part.copies, part.name) for task in source.tasks(group))
+        found.extend((task, part.copies, part.name) for task in tasks_of(source, group))
     seen: set[str] = set()
     for task, _, _ in found:
         if task.name in seen:
@@ -219,6 +219,25 @@ def mix(text: str) -> Mix:
         tuple(copies for _, copies, _ in found),
         tuple(part for _, _, part in found),
     )
+
+
+def tasks_of(source: Suite, group: str) -> tuple[Task, ...]:
+    """The tasks of one group of a suite.
+
+    Raises:
+        UnknownNameError: the suite has no such group.
+        MissingPackageError: it needs another package.
+        PluginError: it raised something else, or has no tasks.
+    """
+    try:
+        found = tuple(source.tasks(group))
+    except (UnknownNameError, MissingPackageError):
+        raise
+    except Exception as error:
+        raise PluginError(f"suite {source.name!r}, group {group!r}: tasks() raised {raised(error)}") from error
+    if not found:
+        raise PluginError(f"suite {source.name!r}, group {group!r}: tasks() returned no tasks")
+    return found
 
 
 def tasks(text: str) -> tuple[Task, ...]:

@@ -23,7 +23,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.spaces import Box, Discrete
 
-from mtrl.registry import UnknownNameError
+from mtrl.registry import MissingPackageError, UnknownNameError, raised
 from mtrl.types import Group, Spec, Task, TaskInfo
 
 _MASKS = ("legal", "action_mask")
@@ -163,7 +163,12 @@ def codec(task: Task) -> Codec:
     """The codec of a task, from its declared spaces or from one environment built (and closed) for the purpose."""
     if task.spaces is not None and task.agents == 1:
         return Codec(*task.spaces, task=task.name)
-    env = task.build()
+    try:
+        env = task.build()
+    except (MissingPackageError, UnknownNameError):
+        raise
+    except Exception as error:
+        raise SpaceError(f"{task.name}: building its environment raised {raised(error)}") from error
     try:
         if hasattr(env, "possible_agents"):
             return team_codec(task, env)
@@ -191,7 +196,10 @@ def declared(task: Task, env: Any) -> tuple[gym.Space[Any], gym.Space[Any]]:
 
 
 def _first_info(task: Task, env: Any) -> Mapping[str, Any]:
-    first = env.reset(seed=0)
+    try:
+        first = env.reset(seed=0)
+    except Exception as error:
+        raise SpaceError(f"{task.name}: reset(seed=0) raised {raised(error)}") from error
     if not (isinstance(first, tuple) and len(first) == 2 and isinstance(first[1], Mapping)):
         raise SpaceError(f"{task.name}: {NO_INFO}", RETURN_INFO)
     return first[1]

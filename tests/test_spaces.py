@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from functools import partial
 from typing import Any
 
@@ -226,9 +227,22 @@ class UninformedTeam(Team):
         return super().reset(seed)[0]
 
 
+def unbuildable() -> Any:
+    raise KeyError("gone")
+
+
+class Seedless(gym.Env[Any, Any]):
+    observation_space = action_space = TWO
+
+    def reset(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return np.zeros(2, np.float32), {}
+
+
 @pytest.mark.parametrize(
     ("build", "agents", "message"),
     [
+        (unbuildable, 1, rf"building its environment raised KeyError: 'gone' \({re.escape(__file__)}:\d+\)"),
+        (Seedless, 1, r"reset\(seed=0\) raised TypeError: .* unexpected keyword argument 'seed'"),
         (Uninformed, 1, r"reset\(\) does not return .*; reset must return \(observation, info\)"),
         (UninformedTeam, 2, r"reset\(\) does not return .*; reset must return \(observation, info\)"),
         (Bare, 1, "the environment Bare has no observation_space; set self.observation_space to a gymnasium space"),

@@ -320,6 +320,13 @@ def test_listing_is_checked() -> None:
         check_suite(Raises(), "nothing")
     place = f"{__file__}:{Raises.tasks.__code__.co_firstlineno + 1}"
     assert str(caught.value) == f"suite 'bad', group 'nothing': tasks() raised KeyError: 'nothing' ({place})"
+
+    class Empty(OneSuite):
+        def tasks(self, group: str) -> Sequence[Task]:
+            return []
+
+    with pytest.raises(registry.PluginError, match=r"^suite 'bad', group 'all': tasks\(\) returned no tasks$"):
+        check_suite(Empty(), "all")
     assert [e for e in check_suite(Raises(), "all").errors if "does not give this single task" in e.what]
     with pytest.raises(ValueError, match="at least two"):
         check_suite(walk(), "all", seeds=(3, 3))
