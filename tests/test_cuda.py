@@ -135,6 +135,7 @@ AGENTS: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("ppo", {**LITTLE, "popart": True, "actor_gradients": "pcgrad"}, ("discrete",)),
     ("sac", {"warmup": 4, "batch_size": 4, "capacity": 100, "log_every": 2}, ("continuous",)),
     ("sac", {"warmup": 4, "batch_size": 4, "capacity": 100, "log_every": 2, "cuda_graph": False}, ("continuous",)),
+    ("sac", {"warmup": 4, "batch_size": 4, "capacity": 100, "log_every": 2, "average": 0.9}, ("continuous",)),
     ("sac", {"warmup": 4, "batch_size": 4, "capacity": 100, "log_every": 2, "matmul": "bf16"}, ("continuous",)),
     (
         "sac",
