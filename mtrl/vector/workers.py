@@ -52,7 +52,7 @@ _ONE_THREAD = dict.fromkeys(
 )
 _CLOSE_SECONDS = 5.0  # that workers get to close their environments before they are killed
 _LONGEST = 2**31 - 1  # milliseconds that poll can wait
-_SOON = 200e-6  # seconds: a worker whose last order came within this time stays awake for the next one
+_SOON = 3e-3  # seconds: a worker whose last order came within this time stays awake for the next one
 _RETRIES = 3  # in a row, of one step: what fails more often than that is no accident
 _PAUSE = 0.1  # seconds before the first retry; each further one waits twice as long
 _MOST_FAULTS = 1000  # in a vector's life
@@ -87,8 +87,9 @@ class _Link(NamedTuple):
     def await_soon(self, last: float) -> float:
         """Wait for something to read, or an end; returns the seconds it took. ``last``: what it took the time before.
 
-        Waking a process that sleeps takes tens of microseconds, a good part of a cheap step. So a process whose orders
-        come quickly stays awake for a while, leaving its core to whoever wants it; one that waits longer sleeps.
+        Waking a process that sleeps takes tens of microseconds, in a virtual machine sometimes hundreds, a good part of a
+        step. So a process whose orders come quickly, while an agent acts but does not learn, stays awake for a while,
+        leaving its core to whoever wants it; one that waits longer sleeps.
         """
         start = time.perf_counter()
         if last < _SOON:
