@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,7 @@ def _settings(part: Mapping[str, Any], schema: Mapping[str, Any], prefix: str, s
             if model in seen:
                 continue
             seen.add(model)
-            found = json.loads(json.dumps(schema["$defs"][model]))
+            found = copy.deepcopy(schema["$defs"][model])
             for key, value in (default or {}).items() if isinstance(default, dict) else ():
                 found["properties"][key]["default"] = value
             yield from _settings(found, schema, f"{prefix}{name}.", seen)
