@@ -87,8 +87,8 @@ class _Link(NamedTuple):
     def await_soon(self, last: float) -> float:
         """Wait for something to read, or an end; returns the seconds it took. ``last``: what it took the time before.
 
-        Waking a process that sleeps takes tens of microseconds, in a virtual machine sometimes hundreds, a good part of a
-        step. So a process whose orders come quickly, while an agent acts but does not learn, stays awake for a while,
+        Waking a process that sleeps takes tens of microseconds, in a virtual machine sometimes hundreds, a good part of
+        a step. So a process whose orders come quickly, while an agent acts but does not learn, stays awake for a while,
         leaving its core to whoever wants it; one that waits longer sleeps.
         """
         start = time.perf_counter()
