@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from mtrl.cli import app
@@ -20,7 +21,13 @@ def call(*words: str) -> Result:
     return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app, list(words))
 
 
-def test_lists() -> None:
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are not wrapped, whatever the width of the terminal that runs the tests."""
+    monkeypatch.setattr("mtrl.cli.console", Console(width=400))
+
+
+def test_lists(wide: None) -> None:
     suites = call("list", "suites").output
     assert "minigrid" in suites
     assert "metaworld" in suites
@@ -34,7 +41,7 @@ def test_lists() -> None:
 
 
 @pytest.mark.parametrize("agent", ["random", "ppo", "sac", "sb3-ppo", "sb3-sac"])
-def test_settings_are_those_that_a_config_takes(agent: str) -> None:
+def test_settings_are_those_that_a_config_takes(agent: str, wide: None) -> None:
     """Every field of the agent's part of a whole configuration, with its default there."""
 
     def flat(part: Any, place: str) -> dict[str, Any]:
@@ -53,7 +60,7 @@ def test_settings_are_those_that_a_config_takes(agent: str) -> None:
         assert told[name].startswith(value if isinstance(value, str) else json.dumps(value)), name
 
 
-def test_settings_of_a_run_say_what_they_may_be() -> None:
+def test_settings_of_a_run_say_what_they_may_be(wide: None) -> None:
     lines = call("list", "settings").output.splitlines()
     (row,) = (line for line in lines if line.startswith(" eval.every "))
     assert row.split()[:6] == ["eval.every", "null", "integer", ">", "0", "|"]
