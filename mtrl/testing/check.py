@@ -437,7 +437,7 @@ class _TaskCheck:
             for agent in possible:
                 _ = env.observation_space(agent), env.action_space(agent)
         with self._calling("reset()"):
-            env.reset(seed=seed)  # the codec does so too, but cannot say what raised
+            env.reset(seed=seed)  # the codec does so too, but cannot say how to mend it
         codec = self._codec(lambda: team_codec(self._task, env))
         with self._calling("reset()"):
             observations, infos = env.reset(seed=seed)

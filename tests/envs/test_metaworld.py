@@ -15,6 +15,7 @@ import mtrl_envs.metaworld as suite_module
 from mtrl import registry
 from mtrl.registry import UnknownNameError
 from mtrl_envs.metaworld import MetaWorld, MetaWorldEnv, draw_goals, make_raw
+from mtrl_envs.metaworld_fast import _compiled
 from tests.envs.pictures import draw_in_turn
 
 MT3 = ["reach-v3", "window-open-v3", "drawer-close-v3"]
@@ -125,9 +126,10 @@ def test_environments_of_a_task_write_to_models_of_their_own() -> None:
     for env, seed in zip(envs, (1, 2), strict=True):
         env.reset(seed=seed)
     assert not np.array_equal(*windows)
-    before = windows[0].copy()
+    before, compiled = windows[0].copy(), _compiled.cache_info().misses
     MetaWorldEnv("window-open-v3").reset(seed=2)
     assert np.array_equal(windows[0], before)
+    assert _compiled.cache_info().misses == compiled
 
 
 @pytest.mark.parametrize("goals", ["fifty", "free"])
