@@ -7,9 +7,11 @@ from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtrl.nn.heads import ActionHead, ActionValueHead, Distribution, ValueHead, orthogonal_
+from mtrl.nn.heads import ActionHead, ActionValueHead, Distribution, Shared, ValueHead, orthogonal_
+from mtrl.nn.linear import roomy
 from mtrl.nn.perception import Perception, PerceptionConfig, to_tensors
 from mtrl.nn.trunk import Memory, TrunkConfig, make_trunk
 from mtrl.types import Array, Spec
@@ -54,7 +56,7 @@ Lookup = Callable[[Rows, Callable[[Rows], Tensor]], Tensor]
 
 class Folded(NamedTuple):
     """Rows without repetitions, as one step of u rows sorted by task within each group, and the place [t, n] of every
-    original row among them."""
+    original row among them. Each task's may end in a few spare ones, which are nobody's place: see ``roomy``."""
 
     rows: Rows
     place: Tensor
@@ -119,20 +121,45 @@ def _label(leaves: Mapping[str, Tensor], task: Tensor) -> Tensor | None:
 
 
 def _distinct(number: Tensor, task: Tensor) -> tuple[Tensor, Tensor] | None:
-    """One index [u] per distinct number [n], by task [n], and every row's place [n] among them; None if few repeat."""
+    """One index [u] per distinct number [n], by task [n], and every row's place [n] among them; None if few repeat.
+
+    Each task's are made ``roomy`` by repeating its last one.
+    """
     if len(number) < FEW:
         return None
     place = number.unique(return_inverse=True)[1]
     first = _first(place)
     if len(first) > MOST * len(number):
         return None
-    by_task = task[first].argsort(stable=True)
-    return first[by_task], torch.empty_like(by_task).scatter_(0, by_task, torch.arange(len(by_task)))[place]
+    own, by_task = task[first], task[first].argsort(stable=True)
+    counts = torch.bincount(own)
+    sizes = torch.tensor([roomy(count) for count in counts.tolist()])
+    ends = counts.cumsum(0)
+    shift = (sizes.cumsum(0) - sizes) - (ends - counts)  # what is spare before each task
+    wide = torch.repeat_interleave(sizes)  # the task at each place
+    stands = torch.minimum(torch.arange(len(wide)) - shift[wide], ends[wide] - 1)
+    goes = torch.empty_like(by_task).scatter_(0, by_task, torch.arange(len(own)) + shift[own[by_task]])
+    return first[by_task][stands], goes[place]
 
 
 def _first(place: Tensor) -> Tensor:
     """Where each of the numbers 0 to u - 1 in ``place`` [n], n > 0, can be found, [u]."""
     return torch.empty(int(place.max()) + 1, dtype=torch.int64).scatter_(0, place, torch.arange(len(place)))
+
+
+Features = Tensor | Shared
+"""What a body says of t x n rows: [t, n, out], or shared by rows that agree (``place`` [t, n], ``rest`` [t, n, H])."""
+
+
+def flat(features: Features, span: slice = slice(None)) -> Features:
+    """The features of a group's rows, [t * n_g, out]."""
+    if isinstance(features, Tensor):
+        return features[:, span].flatten(0, 1)
+    place = features.place[:, span].flatten()
+    # The starts of a group lie together, and each is some row's.
+    low, high = (int(place.min()), int(place.max()) + 1) if len(place) else (0, 0)
+    own, rest = slice(low, high), features.rest[:, span].flatten(0, 1)
+    return Shared(features.start[own], features.task[own], place - low, rest)
 
 
 class Body(nn.Module):
@@ -156,24 +183,23 @@ class Body(nn.Module):
 
     def forward(
         self, rows: Rows, state: Tensor | None = None, recall: Lookup | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Features, Tensor | None]:
         """Rows and the memory [n, H] before them -> features [t, n, out] and the memory after them.
 
         ``recall``: where to look up what the trunk says about rows that came before; without memory, rows are taken as
         they are otherwise (``evaluate`` folds them).
         """
-        place: Any = slice(None)
-        if recall is not None:
-            features = recall(rows, self._features)
-        elif self.memory is None or (found := fold(rows)) is None:
-            features = self._features(rows)
-        else:
-            features, place = self._features(found.rows)[0], found.place
         if self.memory is None or state is None:
-            return features[place], None
-        features = self.memory.norm(features)
-        remembered, state = self.memory(self.memory.read(features)[place], rows.first, state)
-        return torch.cat((features[place], remembered * self.memory.loudness), 2), state
+            return self._features(rows) if recall is None else recall(rows, self._features), None
+        found = fold(rows) if recall is None else None
+        if found is None:
+            features = self.memory.norm(self._features(rows) if recall is None else recall(rows, self._features))
+            remembered, state = self.memory(self.memory.read(features), rows.first, state)
+            return torch.cat((features, remembered * self.memory.loudness), 2), state
+        start = self.memory.norm(self._features(found.rows)[0])
+        read = F.embedding(found.place, self.memory.read(start))  # its gradient costs less than that of indexing
+        remembered, state = self.memory(read, rows.first, state)
+        return Shared(start, found.rows.task[0], found.place, remembered * self.memory.loudness), state
 
     def _features(self, rows: Rows) -> Tensor:
         """What the trunk says about each row by itself, [t, n, D]."""
@@ -208,15 +234,14 @@ class PolicyNet(nn.Module):
 
     def forward(
         self, rows: Rows, state: Tensor | None, recall: Lookup | None = None
-    ) -> tuple[dict[str, Distribution], tuple[Tensor, Tensor | None]]:
+    ) -> tuple[dict[str, Distribution], tuple[Features, Tensor | None]]:
         """Per group the distributions of its t * n_g actions; then what the body returned."""
         features, state = self.body(rows, state, recall)
         found: dict[str, Distribution] = {}
         for group, span in rows.spans().items():
             leaves = rows.leaves[group]
             legal = leaves["legal"].flatten(0, 1) if "legal" in leaves else None
-            part = features[:, span].flatten(0, 1)
-            found[group] = self.heads[group](part, rows.task[:, span].flatten(), legal)
+            found[group] = self.heads[group](flat(features, span), rows.task[:, span].flatten(), legal)
         return found, (features, state)
 
     def to_env(self, group: str, action: Tensor) -> Tensor:
@@ -242,9 +267,9 @@ class ValueNet(nn.Module):
         orthogonal_(self, 2**0.5)
         orthogonal_(self.head.net.layers[-1], 0.01)  # the first advantages come from rewards, not from noise
 
-    def forward(self, features: Tensor, rows: Rows) -> Tensor:
+    def forward(self, features: Features, rows: Rows) -> Tensor:
         """Features [t, n, D] -> values [t, n]."""
-        return self.head(features.flatten(0, 1), rows.task.flatten()).view(rows.task.shape)
+        return self.head(flat(features), rows.task.flatten()).view(rows.task.shape)
 
 
 class Scene(NamedTuple):
@@ -265,7 +290,7 @@ class Scene(NamedTuple):
         return self.rows if self.folded is None else self.folded.rows
 
 
-def decide(policy: PolicyNet, scene: Scene) -> tuple[dict[str, Distribution], Tensor]:
+def decide(policy: PolicyNet, scene: Scene) -> tuple[dict[str, Distribution], Features]:
     """Per group the distributions of its t * n_g actions; and the features of ``scene.unique``."""
     policies, (features, _) = policy(scene.unique, scene.memory.get("actor"))
     if scene.folded is not None:
@@ -275,7 +300,7 @@ def decide(policy: PolicyNet, scene: Scene) -> tuple[dict[str, Distribution], Te
     return policies, features
 
 
-def judge(critic: ValueNet, scene: Scene, features: Tensor | None = None) -> Tensor:
+def judge(critic: ValueNet, scene: Scene, features: Features | None = None) -> Tensor:
     """Values [t, n]. ``features``: from ``decide``, for a critic without a body of its own."""
     if critic.body is not None:
         features, _ = critic.body(scene.unique, scene.memory.get("critic"))
@@ -284,7 +309,7 @@ def judge(critic: ValueNet, scene: Scene, features: Tensor | None = None) -> Ten
     return value if scene.folded is None else value[0][scene.folded.place]
 
 
-def appraise(policy: PolicyNet, scene: Scene, features: Tensor, action: Mapping[str, Tensor]) -> Tensor:
+def appraise(policy: PolicyNet, scene: Scene, features: Features, action: Mapping[str, Tensor]) -> Tensor:
     """What the policy's action values say of ``action[g]`` [t, n_g] or [t, n_g, a], [t, n]; ``features``: from
     ``decide``."""
     places = scene.unique.spans()
@@ -295,8 +320,9 @@ def appraise(policy: PolicyNet, scene: Scene, features: Tensor, action: Mapping[
             place = torch.arange(len(taken), device=taken.device)
         else:
             place = scene.folded.place[:, span].flatten() - own.start
-        part, task = features[:, own].flatten(0, 1), scene.unique.task[:, own].flatten()
-        found.append(policy.action_values[group](part, task, place, taken).view(action[group].shape[:2]))
+        task = scene.unique.task[:, own].flatten()
+        values = policy.action_values[group](flat(features, own), task, place, taken)
+        found.append(values.view(action[group].shape[:2]))
     return torch.cat(found, 1)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtrl.nn.actor_critic import Body, ValueNet, fold, to_rows
+from mtrl.nn.heads import Shared
 from mtrl.rollout import Rollout, Successors
 from mtrl.types import Array
 
@@ -52,8 +53,8 @@ def judge_rollout(
         values = critic(features, unique)
         out.append(values if folded is None else values[0][folded.place])
         if before is not None and body.memory is not None:
-            remembered = features[:-1, :, -before.shape[1] :] / body.memory.loudness  # as the body gave it to the heads
-            states.append(torch.cat((before[None], remembered)))
+            heard = features.rest if isinstance(features, Shared) else features[..., -before.shape[1] :]
+            states.append(torch.cat((before[None], heard[:-1] / body.memory.loudness)))
     value, stored = torch.cat(out).double().cpu().numpy(), torch.cat(states) if states else None
     ends = roll.successors()
     return Judged(value, ends.t, ends.row, _end_values(critic, body, roll, ends, stored, device), stored, state)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gymnasium.spaces import Discrete
 from torch import Tensor, nn
 
@@ -41,6 +43,10 @@ class TaskRows(NamedTuple):
             task._task_rows = seen, rows  # type: ignore[attr-defined] # lives as long as the tensor
         return rows
 
+    def sort(self, x: Tensor) -> Tensor:
+        """x [n, ...] in this order."""
+        return x if self.order is None else x[self.order]
+
     @classmethod
     def _sort(cls, task: Tensor, num_tasks: int) -> TaskRows:
         counts = tuple(torch.bincount(task, minlength=num_tasks).tolist())
@@ -67,6 +73,24 @@ def look_up(table: Tensor, task: Tensor, rows: slice = slice(None)) -> Tensor:
     return result
 
 
+class Shared(NamedTuple):
+    """Rows [n, W + H] that begin alike: row i is ``start[place[i]]`` [W], then ``rest[i]`` [H]; ``task`` [u] of each
+    start. What a layer says of a start is computed once, and rows are never written out."""
+
+    start: Tensor
+    task: Tensor
+    place: Tensor
+    rest: Tensor
+
+    def renamed(self, ids: Tensor) -> Shared:
+        """The same rows where task t is called ``ids[t]``."""
+        return self._replace(task=ids[self.task])
+
+    def beside(self, place: Tensor, more: Tensor) -> Shared:
+        """Rows ``place`` [m] of these, and ``more`` [m, a] behind them."""
+        return self._replace(place=self.place[place], rest=torch.cat((self.rest[place], more), 1))
+
+
 class TaskLinear(nn.Module):
     """One linear layer per task: weight [T, in, out], bias [T, out].
 
@@ -83,13 +107,21 @@ class TaskLinear(nn.Module):
     def forward(self, x: Tensor, task: Tensor) -> Tensor:
         """Rows x [n, in] of tasks [n] int64 -> [n, out]."""
         rows = TaskRows.of(task, self.num_tasks)
-        if rows.order is None:
-            return self.sorted(x, rows.counts)
-        return self.sorted(x[rows.order], rows.counts)[rows.back]
+        out = self.sorted(rows.sort(x), rows.counts)
+        return out if rows.back is None else out[rows.back]
 
     def sorted(self, x: Tensor, counts: tuple[int, ...]) -> Tensor:
         """As ``forward`` for rows that are sorted by task, ``counts[t]`` of task t."""
         return task_linear(x, self.weight, self.bias, counts)
+
+    def shared(self, x: Shared, rows: TaskRows) -> Tensor:
+        """What it says of x, sorted as ``rows`` are."""
+        start, rest = self.weight.split((x.start.shape[1], x.rest.shape[1]), 1)
+        own = TaskRows.of(x.task, self.num_tasks)
+        begun = task_linear(own.sort(x.start), start, self.bias, own.counts)
+        place = x.place if own.back is None else own.back[x.place]
+        none = torch.zeros_like(self.bias)
+        return F.embedding(rows.sort(place), begun) + task_linear(rows.sort(x.rest), rest, none, rows.counts)
 
 
 def task_linear(x: Tensor, weight: Tensor, bias: Tensor, counts: tuple[int, ...]) -> Tensor:
@@ -114,13 +146,13 @@ class TaskMLP(nn.Module):
         self.layers = nn.ModuleList(TaskLinear(num_tasks, a, b) for a, b in itertools.pairwise(sizes))
         self.activation = ACTIVATIONS[activation]()
 
-    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Shared, task: Tensor) -> Tensor:
         """Rows x [n, sizes[0]] of tasks [n] int64 -> [n, sizes[-1]]."""
         rows = TaskRows.of(task, self.num_tasks)
-        if rows.order is not None:
-            x = x[rows.order]
-        for i, layer in enumerate(self.layers):
-            x = layer.sorted(self.activation(x) if i else x, rows.counts)  # type: ignore[operator]
+        first, *others = cast(Iterable[TaskLinear], self.layers)
+        x = first.shared(x, rows) if isinstance(x, Shared) else first.sorted(rows.sort(x), rows.counts)
+        for layer in others:
+            x = layer.sorted(self.activation(x), rows.counts)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         return x if rows.back is None else x[rows.back]
 
@@ -234,9 +266,10 @@ class ActionHead(nn.Module):
             self.register_buffer("low", torch.as_tensor(group.action.low, dtype=torch.float32), persistent=False)
             self.register_buffer("high", torch.as_tensor(group.action.high, dtype=torch.float32), persistent=False)
 
-    def forward(self, features: Tensor, task: Tensor, legal: Tensor | None = None) -> Categorical | Gaussian:
+    def forward(self, features: Tensor | Shared, task: Tensor, legal: Tensor | None = None) -> Categorical | Gaussian:
         """Features [n, inner], global task ids [n], legal actions [n, A] or None -> n distributions."""
         head = look_up(self.local, task)
+        features = features.renamed(self.local) if isinstance(features, Shared) else features
         out = self.net(features, head)
         return Categorical(out, legal) if self.discrete else Gaussian(out, self.log_std[head])
 
@@ -257,9 +290,12 @@ class ValueHead(nn.Module):
         self.per_task = per_task
         self.net = TaskMLP(num_tasks if per_task else 1, (inner, *hidden, 1), activation)
 
-    def forward(self, features: Tensor, task: Tensor) -> Tensor:
+    def forward(self, features: Tensor | Shared, task: Tensor) -> Tensor:
         """Features [n, inner], task ids [n] -> values [n]."""
-        return self.net(features, task if self.per_task else torch.zeros_like(task))[:, 0]
+        if not self.per_task:
+            task = torch.zeros_like(task)
+            features = features._replace(task=0 * features.task) if isinstance(features, Shared) else features
+        return self.net(features, task)[:, 0]
 
 
 class ActionValueHead(nn.Module):
@@ -282,12 +318,16 @@ class ActionValueHead(nn.Module):
         self.net = TaskMLP(len(group.tasks) if per_task else 1, (inner + self.read, *hidden, out), activation)
         self.register_buffer("local", _local(group, per_task), persistent=False)
 
-    def forward(self, features: Tensor, task: Tensor, place: Tensor, action: Tensor) -> Tensor:
+    def forward(self, features: Tensor | Shared, task: Tensor, place: Tensor, action: Tensor) -> Tensor:
         """Features [u, inner] and global task ids [u]; for n actions, [n] or [n, a], the rows [n] of features that they
         were taken at -> [n]."""
         head = self.local[task]
+        features = features.renamed(self.local) if isinstance(features, Shared) else features
         if self.read:
-            return self.net(torch.cat((features[place], action.clamp(-1, 1)), 1), head[place])[:, 0]
+            unit = action.clamp(-1, 1)
+            shared = isinstance(features, Shared)
+            x = features.beside(place, unit) if shared else torch.cat((features[place], unit), 1)
+            return self.net(x, head[place])[:, 0]
         return self.net(features, head)[place, action]
 
 

@@ -20,6 +20,16 @@ Route = Literal["default", "onednn", "bf16"]
 """``default``: torch's own fp32. ``onednn``: fp32 accuracy through oneDNN. ``bf16``: autocast, an approximation."""
 
 
+def roomy(count: int) -> int:
+    """The least of eight sizes per octave, or of 0, 8, .. 64, that holds ``count`` rows.
+
+    oneDNN writes code for every new shape of a product, which takes longer than a small product itself, and keeps that
+    of some thousand shapes. Where the number of rows differs from call to call, a few spare ones spare that.
+    """
+    step = 1 << max(3, (count - 1).bit_length() - 4)
+    return -(-count // step) * step
+
+
 class Probe(NamedTuple):
     """What the probe saw: the route it chose, both routes' largest error relative to the sum of absolute products
     (fp32: about 1e-7, bf16: about 1e-3), and how many times faster oneDNN was."""

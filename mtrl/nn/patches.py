@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtrl.nn.linear import roomy
+
 FEW = 32
 """Fewer grids than this are convolved as they are: looking for patches would take longer than it saves."""
 
@@ -40,7 +42,8 @@ def codes(planes: tuple[int, ...]) -> Tensor:
 
 class Patches(NamedTuple):
     """``parts[l]`` [u_l, 4] int64: each distinct patch of layer l as four of layer l - 1 (of cells, for the first one):
-    top left, top right, bottom left, bottom right. ``place`` [n, h - L, w - L]: every picture's among the last."""
+    top left, top right, bottom left, bottom right; then a few that nobody needs, so that u_l is ``roomy``. ``place``
+    [n, h - L, w - L]: every picture's among the last."""
 
     parts: tuple[Tensor, ...]
     place: Tensor
@@ -63,7 +66,8 @@ def find_patches(cells: Tensor, layers: int) -> Patches | None:
         distinct = int(cells.max()) + 1
         if distinct > MOST:
             return None
-        first = torch.empty(distinct, dtype=torch.int64).scatter_(0, cells.flatten(), torch.arange(cells.numel()))
+        first = torch.zeros(roomy(distinct), dtype=torch.int64)  # in its spare places, any patch
+        first.scatter_(0, cells.flatten(), torch.arange(cells.numel()))
         parts.append(quads.view(-1, 4)[first])
     return Patches(tuple(parts), cells)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtrl.nn import actor_critic
 from mtrl.nn.actor_critic import Body, PolicyNet, Rows, Scene, ValueNet, appraise, decide, evaluate, fold, label
+from mtrl.nn.heads import Shared
 from mtrl.nn.perception import PerceptionConfig
 from mtrl.nn.trunk import TrunkConfig
 from mtrl.types import Group, Spec, TaskInfo
@@ -60,10 +61,24 @@ def test_every_row_finds_itself_among_fewer() -> None:
     for leaf, x in rows.leaves["grid"].items():
         alone = found.rows.leaves["grid"][leaf][0]
         assert torch.equal(alone[found.place[:, 40:] - 320], x)  # the arm's 8 * 40 rows come first, all of them
-        assert len(alone) <= 2 * 20
+        assert len(alone) == 48, "20 views of two tasks, with room for 24 each"
     assert torch.equal(found.rows.leaves["arm"]["vector"][0], rows.leaves["arm"]["vector"].flatten(0, 1))
     assert torch.equal(found.rows.task[0][found.place], rows.task)
     assert bool((found.rows.task[0, 320:].diff() >= 0).all()), "sorted by task within the group"
+
+
+def test_spare_rows_follow_each_tasks_own() -> None:
+    image = torch.zeros(1, 300, 3, 7, 7, dtype=torch.uint8)
+    image[0, :, 0, 0, 0] = torch.arange(300) % 10
+    task = (torch.arange(300) % 10 == 9).long()[None]  # nine views of one task, one of the other
+    found = fold(Rows({"grid": {"image": image}}, task, torch.zeros(1, 300, dtype=torch.bool)))
+    assert found is not None
+    views, place = found.rows.leaves["grid"]["image"][0, :, 0, 0, 0], found.place[0]
+    assert found.rows.task.tolist() == [[0] * 16 + [1] * 8]
+    assert sorted(views[:9].tolist()) == list(range(9))
+    assert views[9:16].tolist() == [int(views[8])] * 7
+    assert views[16:].tolist() == [9] * 8
+    assert set(place.tolist()) == {*range(9), 16}
 
 
 def test_labels_of_all_rows_fold_a_part_of_them_as_it_would_be_alone() -> None:
@@ -95,7 +110,7 @@ def test_rows_that_differ_in_one_number_stay_apart() -> None:
     leaves = {"grid": {"image": image, "vector": vector, "legal": legal}}
     found = fold(Rows(leaves, task, torch.zeros(1, 200, dtype=torch.bool)))
     assert found is not None
-    assert found.rows.task.shape == (1, 4)
+    assert found.rows.task.tolist() == [[0] * 8 + [1] * 8]
     assert len({int(found.place[0, i]) for i in (0, 7, 9, 11)}) == 4
 
 
@@ -132,17 +147,19 @@ def test_folding_changes_neither_outputs_nor_gradients(monkeypatch: pytest.Monke
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_folded_rows_give_the_same_action_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, _ = make_nets(action_values=True)
+@pytest.mark.parametrize("memory", [0, 6])
+def test_folded_rows_give_the_same_action_values_and_gradients(monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+    policy, _ = make_nets(memory, action_values=True)
     rows = make_rows()
     action = {"arm": torch.rand(8, 40, 2), "grid": torch.randint(5, (8, 40))}
     answers = []
     for folds in (True, False):
         if not folds:
             monkeypatch.setattr(actor_critic, "fold", lambda rows: None)
-        scene = Scene.of(rows, {})
-        assert (scene.folded is not None) == folds
+        scene = Scene.of(rows, {"actor": torch.zeros(80, memory)} if memory else {})
+        assert (scene.folded is not None) == (folds and not memory)
         _, features = decide(policy, scene)
+        assert isinstance(features, Shared) == (folds and bool(memory))
         told = appraise(policy, scene, features, action)
         assert told.shape == (8, 80)
         told.square().mean().backward()
@@ -151,6 +168,17 @@ def test_folded_rows_give_the_same_action_values_and_gradients(monkeypatch: pyte
     assert len(answers[0]) == len(answers[1]) > len(list(policy.action_values.parameters()))
     for a, b in zip(*answers, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_a_group_without_rows_shares_nothing() -> None:
+    policy, critic = make_nets(6, action_values=True)
+    rows = make_rows()
+    arm = {"vector": rows.leaves["arm"]["vector"][:, :0]}
+    rows = Rows({"arm": arm, "grid": rows.leaves["grid"]}, rows.task[:, 40:], rows.first[:, 40:])
+    assert fold(rows) is not None
+    policies, value = evaluate(policy, critic, rows, {name: torch.zeros(40, 6) for name in ("actor", "critic")})
+    assert policies["arm"].entropy().shape == (0,)
+    assert value.shape == (8, 40)
 
 
 def test_networks_without_action_values_are_those_of_before() -> None:

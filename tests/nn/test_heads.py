@@ -14,6 +14,7 @@ from mtrl.nn.heads import (
     ActionValueHead,
     Categorical,
     Gaussian,
+    Shared,
     TaskLinear,
     TaskMLP,
     ValueHead,
@@ -48,6 +49,24 @@ def test_task_layers_equal_a_loop_over_rows_in_value_and_gradient(task: list[int
     torch.testing.assert_close(found, expected)
     mine = torch.autograd.grad(found.square().sum(), list(mlp.parameters()))
     theirs = torch.autograd.grad(expected.square().sum(), list(mlp.parameters()))
+    torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
+@pytest.mark.parametrize("sizes", [(5, 4), (5, 6, 4)], ids=["one layer", "two"])
+def test_shared_rows_are_rows_written_out_in_value_and_gradient(task: list[int], sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    mlp, ids = TaskMLP(3, sizes).double(), torch.tensor(task, dtype=torch.int64)
+    of = torch.tensor([2, 0, 1, 2, 0, 1, 2] if task else [], dtype=torch.int64)  # each start's task
+    starts = [(of == t).nonzero()[:, 0].tolist() for t in task]
+    place = torch.tensor([own[i % len(own)] for i, own in enumerate(starts)], dtype=torch.int64)
+    start = torch.randn(len(of), 3, dtype=torch.float64, requires_grad=True)
+    rest = torch.randn(len(task), 2, dtype=torch.float64, requires_grad=True)
+    shared = mlp(Shared(start, of, place, rest), ids)
+    written = mlp(torch.cat((start[place], rest), 1), ids)
+    torch.testing.assert_close(shared, written)
+    needed = [start, rest, *mlp.parameters()]
+    mine, theirs = (torch.autograd.grad(x.square().sum(), needed) for x in (shared, written))
     torch.testing.assert_close(mine, theirs)
 
 

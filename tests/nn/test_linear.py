@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtrl.nn.linear import Route, matmul, probe
+from mtrl.nn.linear import Route, matmul, probe, roomy
 
 
 def gradients(route: Route) -> list[torch.Tensor]:
@@ -34,6 +34,14 @@ def test_probe_chooses_by_accuracy_and_always_the_same() -> None:
     assert len({one.error_onednn for one in found}) == 1
     assert found[0].error_default < 1e-6
     assert (found[0].route == "onednn") == (found[0].error_onednn < 4 * found[0].error_default + 1e-7)
+
+
+def test_room_comes_in_eight_sizes_per_octave() -> None:
+    assert [roomy(n) for n in (0, 1, 8, 9, 64, 65, 128, 129, 144, 1000, 1024, 1025)] == (
+        [0, 8, 8, 16, 64, 72, 128, 144, 144, 1024, 1024, 1152]
+    )
+    assert len({roomy(n) for n in range(513, 1025)}) == 8
+    assert all(n <= roomy(n) < n + max(8, n / 8) for n in range(5000))
 
 
 def test_probe_leaves_the_device_it_cannot_judge_alone() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from mtrl import registry
 from mtrl.nn.actor_critic import Body, PolicyNet, Rows, ValueNet
@@ -62,6 +62,34 @@ def test_the_memory_is_torchs_gru_and_a_running_maximum_between_resets() -> None
         state = torch.cat((gru(x[t], state[:, :5]), torch.maximum(state[:, 5:], sight)), 1)
         torch.testing.assert_close(out[t], state)
     torch.testing.assert_close(last, state)
+
+
+def test_the_memorys_gradient_is_that_of_its_steps() -> None:
+    memory = Memory(3, 9).double()
+    read = torch.randn(7, 4, 3 * 5 + 4, dtype=torch.float64)
+    read[3] = read[2]  # the maximum meets its equal
+    first, state = torch.rand(7, 4) < 0.3, torch.randn(4, 9, dtype=torch.float64)
+    inputs = [x.requires_grad_() for x in (read, state)] + [*memory.hidden.parameters(), memory.keep]
+
+    def step_by_step() -> Tensor:
+        outputs, now = [], state
+        for x, start in zip(read, first, strict=True):
+            short, peak = now.masked_fill(start[:, None], 0).split((5, 4), 1)
+            (reset_x, update_x, new_x), said = x[:, :15].chunk(3, 1), memory.hidden(short).chunk(3, 1)
+            update = torch.sigmoid(update_x + said[1] + memory.keep)
+            new = torch.tanh(new_x + torch.sigmoid(reset_x + said[0]) * said[2])
+            now = torch.cat(((1 - update) * new + update * short, torch.maximum(peak, x[:, 15:].tanh())), 1)
+            outputs.append(now)
+        return torch.stack(outputs)
+
+    found, last = memory(read, first, state)
+    expected = step_by_step()
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(7, 4, 9, dtype=torch.float64)
+    mine = torch.autograd.grad((found * weights).sum() + last.square().sum(), inputs)
+    theirs = torch.autograd.grad((expected * weights).sum() + expected[-1].square().sum(), inputs)
+    assert all(bool(x.any()) for x in theirs)
+    torch.testing.assert_close(mine, theirs)
 
 
 def test_what_the_memory_saw_first_still_gets_its_gradient_at_the_end() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 LONGEST = 64
 """Steps: the GRU's units start with time constants spread up to about this."""
@@ -49,16 +52,72 @@ class Memory(nn.Module):
 
         The state is cleared where an episode starts.
         """
-        sizes = (self.out - self.peaks, self.peaks)
-        gates, seen = read.split((3 * sizes[0], self.peaks), 2)
+        with torch.autocast(read.device.type, enabled=False):
+            outputs = _Remember.apply(read, first, state, self.hidden.weight, self.hidden.bias, self.keep)
+        return outputs, outputs[-1]  # type: ignore[index,return-value] # apply is untyped
+
+
+class _Remember(torch.autograd.Function):
+    """All steps at once, and their gradient in closed form (backpropagation through time).
+
+    A step is a dozen small operations; autograd records and runs twice as many again, and adds up the gradient of the
+    weights step by step. Here only what depends on the step before is done step by step.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, read: Tensor, first: Tensor, state: Tensor, weight: Tensor, bias: Tensor, keep: Tensor
+    ) -> Tensor:
+        (t, n), g = first.shape, weight.shape[1]
         kept = (~first).to(read.dtype)[..., None]
-        outputs = []
-        for gate, sight, keep in zip(gates.unbind(0), seen.tanh().unbind(0), kept.unbind(0), strict=True):
-            short, peak = (state * keep).split(sizes, 1)
-            reset_x, update_x, new_x = gate.chunk(3, 1)
-            reset_h, update_h, new_h = self.hidden(short).chunk(3, 1)
-            update = torch.sigmoid(update_x + update_h + self.keep)
-            new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
-            state = torch.cat((new + update * (short - new), torch.maximum(peak, sight)), 1)
-            outputs.append(state)
-        return torch.stack(outputs), state
+        gates_x, new_x, sight = read.split((2 * g, g, read.shape[2] - 3 * g), 2)
+        gates_x, sight = gates_x + torch.cat((torch.zeros_like(keep), keep)), sight.tanh()
+        # Of each step: the GRU's state before it, what that says [n, 3g], gates, proposal and state after it.
+        short, said, gates, new, after = (read.new_empty(t, n, size * g) for size in (1, 3, 2, 1, 1))
+        (gates_h, new_h), (reset, update) = said.split((2 * g, g), 2), gates.chunk(2, 2)
+        before, peaks = torch.empty_like(sight), torch.empty_like(sight)
+        last, peak = state.split((g, state.shape[1] - g), 1)
+        steps = (kept, short, said, gates_x, gates_h, gates, new_x, reset, new_h, new, update, after)
+        for stay, s, h, x, y, xy, c, r, d, proposal, u, out in zip(*(each.unbind(0) for each in steps), strict=True):
+            torch.mul(last, stay, out=s)
+            torch.addmm(bias, s, weight.t(), out=h)
+            torch.add(x, y, out=xy).sigmoid_()
+            torch.addcmul(c, r, d, out=proposal).tanh_()
+            last = torch.lerp(proposal, s, u, out=out)
+        for stay, seen, old, out in zip(*(each.unbind(0) for each in (kept, sight, before, peaks)), strict=True):
+            torch.mul(peak, stay, out=old)
+            peak = torch.maximum(old, seen, out=out)
+        ctx.save_for_backward(kept, short, gates, new, new_h, sight, before, weight)
+        return torch.cat((after, peaks), 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        kept, short, gates, new, new_h, sight, before, weight = ctx.saved_tensors
+        (t, n), g = kept.shape[:2], weight.shape[1]
+        reset, update = gates.chunk(2, 2)
+        # What one unit more of the memory after a step changes: before the tanh of the proposal and, [t, n, 3, g],
+        # before the gates and in what the step heard.
+        to_new = (1 - update) * (1 - new.square())
+        to_reset = to_new * new_h * reset * (1 - reset)
+        to_update = (short - new) * update * (1 - update)
+        to_said = torch.stack((to_reset, to_update, to_new * reset), 2)
+        # Where both are equal, each gets half, as torch.maximum has it.
+        share = (sight > before).to(grad.dtype) + 0.5 * (sight == before).to(grad.dtype)
+        through = (1 - share) * kept
+
+        after, said = torch.empty_like(new), torch.empty_like(to_said)
+        back = grad.new_zeros(n, g)
+        steps = (grad[..., :g], after, to_said, said, update, kept)
+        for d, total, to, h, u, stay in zip(*(each.unbind(0)[::-1] for each in steps), strict=True):
+            torch.add(d, back, out=total)
+            torch.mul(total[:, None], to, out=h)
+            back = torch.addmm(total * u, h.flatten(1), weight).mul_(stay)
+        peaks, back_peak = torch.empty_like(sight), torch.zeros_like(sight[0])
+        for d, total, on in zip(*(each.unbind(0)[::-1] for each in (grad[..., g:], peaks, through)), strict=True):
+            torch.add(d, back_peak, out=total)
+            back_peak = total * on
+        read = torch.cat((said[:, :, :2].flatten(2), after * to_new, peaks * share * (1 - sight.square())), 2)
+        said = said.view(t * n, 3 * g)
+        bias = said.sum(0)
+        return read, None, torch.cat((back, back_peak), 1), said.t() @ short.view(t * n, g), bias, bias[g : 2 * g]

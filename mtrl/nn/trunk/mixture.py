@@ -79,9 +79,12 @@ class MixtureTrunk(nn.Module):
         return x.transpose(0, 1)
 
     def forward(self, latents: Tensor, task: Tensor) -> Tensor:
-        outputs, weights = self.outputs(latents), F.embedding(task, self.weights)[:, None]
-        mixed = orthonormal_mixture(outputs, weights) if self.orthogonal else weights.to(outputs.dtype) @ outputs
-        features = torch.tanh(mixed[:, 0])
+        outputs, weights = self.outputs(latents), F.embedding(task, self.weights)
+        if self.orthogonal:
+            mixed = orthonormal_mixture(outputs, weights[:, None])[:, 0]
+        else:  # no product of matrices: their libraries are made for more than one row
+            mixed = (weights[..., None].to(outputs.dtype) * outputs).sum(1)
+        features = torch.tanh(mixed)
         if self.out == self.mixed:
             return features
         return torch.cat((latents[:, : self.view.start], features, latents[:, self.view.stop :]), 1)
