@@ -91,18 +91,26 @@ class Codec:
         return _remake, self._recipe  # the plan holds closures; worker processes make it again
 
     def write(self, obs: Any, info: Mapping[str, Any], out: Mapping[str, np.ndarray], row: int) -> None:
-        """Lay one raw observation into ``out[leaf][row]`` (arrays [rows, ...] of the leaves' dtypes)."""
-        if self._plain:
-            out["vector"][row] = obs if obs.ndim == 1 else obs.reshape(-1)
-        else:
-            for path, leaf, part, read in self._plan:
-                raw = obs
-                for key in path:
-                    raw = raw[key]
-                if part is None:
-                    out[leaf][row] = read(raw)
-                else:
-                    out[leaf][row, part] = read(raw)
+        """Lay one raw observation into ``out[leaf][row]`` (arrays [rows, ...] of the leaves' dtypes).
+
+        Raises:
+            SpaceError: it does not fit the observation space; names task and space.
+        """
+        try:
+            if self._plain:
+                out["vector"][row] = obs if obs.ndim == 1 else obs.reshape(-1)
+            else:
+                for path, leaf, part, read in self._plan:
+                    raw = obs
+                    for key in path:
+                        raw = raw[key]
+                    if part is None:
+                        out[leaf][row] = read(raw)
+                    else:
+                        out[leaf][row, part] = read(raw)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            reason = f"does not fit its space {self._recipe[0]} ({type(error).__name__}: {error})"
+            raise SpaceError(f"{self.task}: the observation {reason}") from error
         if self.mask_in_info:
             if "action_mask" not in info:
                 raise KeyError(f"{self.task}: info['action_mask'] was there at the first reset and is missing now")

@@ -247,6 +247,8 @@ def test_export_and_load_act_alike(tmp_path: Path) -> None:
         assert whole.act(observation, task.name) == alone.act(observation, task.name)
     with pytest.raises(ValueError, match="did you mean 'probe/constant'"):
         whole.act(np.zeros(2, np.float32), "probe/constan")
+    with pytest.raises(TypeError, match=r"probe/constant: the observation does not fit its space Box.*\(5,\)"):
+        whole.act(np.zeros(5, np.float32), "probe/constant")
 
 
 def test_an_extended_run_that_is_interrupted_can_be_resumed(tmp_path: Path) -> None:
