@@ -416,7 +416,7 @@ def report(result: dict[str, Any]) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("agents", nargs="*", choices=[*SUITES, []], default=list(SUITES))
+    parser.add_argument("agents", nargs="*", choices=[*SUITES, []], help="default: both")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20, help="vector steps of SAC per round; PPO takes one iteration")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="torch threads, for all contestants")
@@ -426,7 +426,7 @@ def main() -> None:
     found = probe()
     print(f"products: {found.route}, oneDNN {found.speedup:.2f} times as fast as torch's default")
     results = []
-    for which in args.agents:
+    for which in args.agents or SUITES:
         results.append(compare(which, args.rounds, args.steps if which == "sac" else ROLLOUT))
         report(results[-1])
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, {args.threads} torch threads")
