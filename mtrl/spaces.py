@@ -51,6 +51,7 @@ class Codec:
     Attributes:
         leaves: shape and bounds of every leaf of one row, without the leading row axis.
         action: the row's action space.
+        floats: leaves that an environment can put a number into which is not finite.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Codec:
         # (path into the observation, leaf, slice of a vector leaf or None, how to turn the raw part into numbers)
         self._plan: list[tuple[tuple[str, ...], str, slice | None, Callable[[Any], Any]]] = []
         bounds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        self.floats: set[str] = set() if state is None else {"state"}
         self._walk(observation, (), None, bounds)
         if state is not None:
             bounds["state"] = [(_flat(state.low), _flat(state.high))]
@@ -138,6 +140,7 @@ class Codec:
                 raise SpaceError(f"{where} must be a Box to be the leaf {leaf!r}, got {space}")
             self._add(bounds, where, leaf, space.low.reshape(-1), space.high.reshape(-1))
             self._plan.append((path, leaf, None, np.ravel))
+            self.floats |= {leaf} if leaf == "state" else set()
             return
         if isinstance(space, Box) and (len(space.shape) == 3 or (len(space.shape) == 2 and space.dtype == np.uint8)):
             move = _channels_first(space.shape)
@@ -147,6 +150,7 @@ class Codec:
             self._plan.append((path, "image", None, move))
             return
         low, high, read = _numbers(space, where)
+        self.floats |= {"vector"} if isinstance(space, Box) and space.dtype.kind == "f" else set()
         start = sum(len(p[0]) for p in bounds.get("vector", ()))
         bounds.setdefault("vector", []).append((low, high))
         self._plan.append((path, "vector", slice(start, start + len(low)), read))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mtrl.types import Array
-from mtrl.vector.slots import PARKED, Buffers, EnvironmentFailedError, Program, Running, blank, told
+from mtrl.vector.slots import PARKED, Buffers, EnvironmentFailedError, Program, Running, blank, told, unfit
 
 
 class Lanes:
@@ -132,6 +132,11 @@ class Lanes:
         for name, array in self._batch.leaves().items():
             which = chosen if name == "state" else living
             leaves[name][self._local[which]] = array[which]
+            if array.dtype.kind != "f":
+                continue
+            if (bad := which & ~(fine := np.isfinite(array).reshape(len(array), -1)).all(1)).any():
+                lane = int(bad.argmax())
+                raise self._failed_lane(lane, unfit(name, array[lane].ravel()[~fine[lane]]))
 
     def _actions(self) -> Array:
         return self._buffers.action[self._group][self._local]

@@ -224,6 +224,11 @@ def _success(info: Mapping[str, Any]) -> float | None:
     return None if value is None else float(value)
 
 
+def unfit(name: str, numbers: Array) -> str:
+    """What a message says of numbers that are not finite in the leaf ``name``."""
+    return f"observed {numbers[0]} ({len(numbers)} such number{'s' * (len(numbers) > 1)}, leaf {name!r})"
+
+
 def blank(leaves: Mapping[str, Array], local: slice) -> None:
     """Clear the rows of dead agents and parked slots: zeros, and action 0 as the only legal one, so that a
     masked distribution over such a row stays defined."""
@@ -266,6 +271,7 @@ class Slot:
             self._game.write(self._obs, self.place.local)
         except Exception as error:
             raise self._failed(f"reset {told(error)}") from error
+        self._look(self._obs)
 
     def step(self) -> None:
         """Play the action in the buffers; truncate at the horizon; begin the next episode if this one ended."""
@@ -378,7 +384,15 @@ class Slot:
         try:
             self._game.write(leaves, self.place.local)
         except Exception as error:
-            raise self._failed(f"observation does not fit its space: {error!r}") from error
+            raise self._failed(f"observation does not fit its space: {error.__cause__ or error!r}") from error
+        self._look(leaves)
+
+    def _look(self, leaves: Mapping[str, Array]) -> None:
+        """Raise if what was written is not finite: networks would only tell much later, and not why."""
+        for name in self._program.codecs[self._task].floats:
+            numbers = leaves[name][self.place.local]
+            if not (fine := np.isfinite(numbers)).all():
+                raise self._failed(unfit(name, numbers[~fine]))
 
     def _failed(self, what: str) -> EnvironmentFailedError:
         slot = self.place.slot

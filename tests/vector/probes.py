@@ -169,7 +169,7 @@ class Faulty(gym.Env):
         self._steps, self._gain = 0, time.time_ns() % 1_000_003 if self._fault == "unseeded" else 1
         if self._fault == "reset":
             raise OSError("no display")
-        return np.zeros(1, np.float32), {}
+        return np.full(1, np.inf if self._fault == "first" else 0, np.float32), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._steps += 1
@@ -185,6 +185,8 @@ class Faulty(gym.Env):
                 reward = float("nan")
             if self._fault == "shape":
                 observation = np.zeros(4, np.float32)
+            if self._fault == "observation":
+                observation[0] = np.nan
         return observation, reward, False, False, {}
 
 
@@ -210,7 +212,7 @@ _TASKS = {
     "team": Task("probe/team", Team, 50, agents=3),
     "team-b": Task("probe/team-b", Team, 4, agents=3),
 }
-_FAULTS = ("build", "reset", "raise", "die", "hang", "reward", "shape", "unseeded")
+_FAULTS = ("build", "reset", "raise", "die", "hang", "reward", "shape", "observation", "first", "unseeded")
 
 
 class Probes:

@@ -348,6 +348,8 @@ def test_environment_errors_name_the_place_and_stay(make: Make) -> None:
         ("reset", "reset raised OSError.'no display'"),
         ("reward", "step 3.: returned the reward nan"),
         ("shape", "step 3.: observation does not fit"),
+        ("observation", r"step 3.: observed nan \(1 such number, leaf 'vector'\)"),
+        ("first", "step 0.: observed inf"),
     ],
 )
 def test_faults_are_named(make: Make, fault: str, message: str) -> None:

@@ -68,6 +68,8 @@ class Together:
                 self._see(i, obs, info)
         if self._fault == "reward" and self._steps == 3:
             reward[-1] = np.inf
+        if self._fault == "observation" and self._steps == 3:
+            self._leaves["vector"][-1, 0, :2] = np.nan
         return Outcome(reward, *flags)
 
     def leaves(self) -> Mapping[str, Array]:
@@ -183,6 +185,10 @@ def test_tasks_that_disagree_are_stepped_singly(make: Make) -> None:
         ("reset", "the batch of probe/counter, probe/counter-b .*no display"),
         ("step", "the batch of probe/counter, .*the physics exploded"),
         ("reward", r"task 'probe/counter-b' \(slot 3, seed .* step .*returned the reward \[inf\]"),
+        (
+            "observation",
+            r"task 'probe/counter-b' \(slot 3, seed .* step .*observed nan \(2 such numbers, leaf 'vector'\)",
+        ),
     ],
 )
 def test_faults_are_named(make: Make, fault: str, message: str) -> None:
