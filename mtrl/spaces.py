@@ -140,7 +140,8 @@ class Codec:
                 raise SpaceError(f"{where} must be a Box to be the leaf {leaf!r}, got {space}")
             self._add(bounds, where, leaf, space.low.reshape(-1), space.high.reshape(-1))
             self._plan.append((path, leaf, None, np.ravel))
-            self.floats |= {leaf} if leaf == "state" else set()
+            if leaf == "state":
+                self.floats.add(leaf)
             return
         if isinstance(space, Box) and (len(space.shape) == 3 or (len(space.shape) == 2 and space.dtype == np.uint8)):
             move = _channels_first(space.shape)
@@ -150,7 +151,8 @@ class Codec:
             self._plan.append((path, "image", None, move))
             return
         low, high, read = _numbers(space, where)
-        self.floats |= {"vector"} if isinstance(space, Box) and space.dtype.kind == "f" else set()
+        if isinstance(space, Box) and space.dtype.kind == "f":
+            self.floats.add("vector")
         start = sum(len(p[0]) for p in bounds.get("vector", ()))
         bounds.setdefault("vector", []).append((low, high))
         self._plan.append((path, "vector", slice(start, start + len(low)), read))

@@ -131,15 +131,12 @@ def _distinct(number: Tensor, task: Tensor) -> tuple[Tensor, Tensor] | None:
     first = _first(place)
     if len(first) > MOST * len(number):
         return None
-    own, by_task = task[first], task[first].argsort(stable=True)
-    counts = torch.bincount(own)
-    sizes = torch.tensor([roomy(count) for count in counts.tolist()])
-    ends = counts.cumsum(0)
-    shift = (sizes.cumsum(0) - sizes) - (ends - counts)  # what is spare before each task
-    wide = torch.repeat_interleave(sizes)  # the task at each place
-    stands = torch.minimum(torch.arange(len(wide)) - shift[wide], ends[wide] - 1)
-    goes = torch.empty_like(by_task).scatter_(0, by_task, torch.arange(len(own)) + shift[own[by_task]])
-    return first[by_task][stands], goes[place]
+    counts = torch.bincount(task[first])
+    spare = torch.tensor([roomy(count) - count for count in counts.tolist()])
+    last = first[task[first].argsort(stable=True)[counts.cumsum(0) - 1]]
+    index = torch.cat((first, last.repeat_interleave(spare)))
+    by_task = task[index].argsort(stable=True)
+    return index[by_task], torch.empty_like(by_task).scatter_(0, by_task, torch.arange(len(by_task)))[place]
 
 
 def _first(place: Tensor) -> Tensor:
@@ -189,17 +186,20 @@ class Body(nn.Module):
         ``recall``: where to look up what the trunk says about rows that came before; without memory, rows are taken as
         they are otherwise (``evaluate`` folds them).
         """
+        found = fold(rows) if self.memory is not None and recall is None else None
+        unique = rows if found is None else found.rows
+        features = self._features(unique) if recall is None else recall(rows, self._features)
         if self.memory is None or state is None:
-            return self._features(rows) if recall is None else recall(rows, self._features), None
-        found = fold(rows) if recall is None else None
-        if found is None:
-            features = self.memory.norm(self._features(rows) if recall is None else recall(rows, self._features))
-            remembered, state = self.memory(self.memory.read(features), rows.first, state)
-            return torch.cat((features, remembered * self.memory.loudness), 2), state
-        start = self.memory.norm(self._features(found.rows)[0])
-        read = F.embedding(found.place, self.memory.read(start))  # its gradient costs less than that of indexing
+            return features, None
+        features = self.memory.norm(features)
+        read = self.memory.read(features)
+        if found is not None:
+            read = F.embedding(found.place, read[0])  # its gradient costs less than that of indexing
         remembered, state = self.memory(read, rows.first, state)
-        return Shared(start, found.rows.task[0], found.place, remembered * self.memory.loudness), state
+        remembered = remembered * self.memory.loudness
+        if found is None:
+            return torch.cat((features, remembered), 2), state
+        return Shared(features[0], found.rows.task[0], found.place, remembered), state
 
     def _features(self, rows: Rows) -> Tensor:
         """What the trunk says about each row by itself, [t, n, D]."""

@@ -365,9 +365,10 @@ class _TaskCheck:
         try:
             row.write(obs, info)
         except Exception as error:
+            cause = error.__cause__ or error  # the codec names task and space, which are known here
             raise self._abandon(
                 "leaves",
-                f"the observation of {where} does not fit its space: {type(error).__name__}: {error}",
+                f"the observation of {where} does not fit its space: {type(cause).__name__}: {cause}",
                 "return observations of the shape and keys that the space declares, and the mask at every step",
             ) from error
         self._check_stacks(row, where)

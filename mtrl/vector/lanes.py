@@ -132,11 +132,11 @@ class Lanes:
         for name, array in self._batch.leaves().items():
             which = chosen if name == "state" else living
             leaves[name][self._local[which]] = array[which]
-            if array.dtype.kind != "f":
-                continue
-            if (bad := which & ~(fine := np.isfinite(array).reshape(len(array), -1)).all(1)).any():
-                lane = int(bad.argmax())
-                raise self._failed_lane(lane, unfit(name, array[lane].ravel()[~fine[lane]]))
+            if array.dtype.kind == "f" and not (fine := np.isfinite(array)).all():
+                bad = which & ~fine.reshape(len(array), -1).all(1)
+                if bad.any():
+                    lane = int(bad.argmax())
+                    raise self._failed_lane(lane, unfit(name, array[lane]))
 
     def _actions(self) -> Array:
         return self._buffers.action[self._group][self._local]

@@ -225,8 +225,9 @@ def _success(info: Mapping[str, Any]) -> float | None:
 
 
 def unfit(name: str, numbers: Array) -> str:
-    """What a message says of numbers that are not finite in the leaf ``name``."""
-    return f"observed {numbers[0]} ({len(numbers)} such number{'s' * (len(numbers) > 1)}, leaf {name!r})"
+    """What a message says of ``numbers`` in the leaf ``name``, some of which are not finite."""
+    bad = numbers[~np.isfinite(numbers)]
+    return f"observed {bad[0]} ({len(bad)} such number{'s' * (len(bad) > 1)}, leaf {name!r})"
 
 
 def blank(leaves: Mapping[str, Array], local: slice) -> None:
@@ -391,8 +392,8 @@ class Slot:
         """Raise if what was written is not finite: networks would only tell much later, and not why."""
         for name in self._program.codecs[self._task].floats:
             numbers = leaves[name][self.place.local]
-            if not (fine := np.isfinite(numbers)).all():
-                raise self._failed(unfit(name, numbers[~fine]))
+            if not np.isfinite(numbers).all():
+                raise self._failed(unfit(name, numbers))
 
     def _failed(self, what: str) -> EnvironmentFailedError:
         slot = self.place.slot

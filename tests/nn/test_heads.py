@@ -55,7 +55,6 @@ def test_task_layers_equal_a_loop_over_rows_in_value_and_gradient(task: list[int
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 @pytest.mark.parametrize("sizes", [(5, 4), (5, 6, 4)], ids=["one layer", "two"])
 def test_shared_rows_are_rows_written_out_in_value_and_gradient(task: list[int], sizes: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
     mlp, ids = TaskMLP(3, sizes).double(), torch.tensor(task, dtype=torch.int64)
     of = torch.tensor([2, 0, 1, 2, 0, 1, 2] if task else [], dtype=torch.int64)  # each start's task
     starts = [(of == t).nonzero()[:, 0].tolist() for t in task]

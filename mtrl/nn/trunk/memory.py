@@ -36,9 +36,9 @@ class Memory(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width) if learned else nn.Identity()
         self.loudness = (width / out) ** 0.5 if learned else 1.0
-        self.out, self.peaks = out, out // 2
-        gru = out - self.peaks
-        self.input = nn.Linear(width, 3 * gru + self.peaks)
+        peaks = out // 2
+        gru = out - peaks
+        self.input = nn.Linear(width, 3 * gru + peaks)
         self.hidden = nn.Linear(gru, 3 * gru)
         self.keep = nn.Parameter(torch.empty(gru).uniform_(1, LONGEST - 1).log_())
 
