@@ -115,7 +115,7 @@ def evaluate(
     seed: Annotated[int | None, typer.Option(min=0, help="evaluation seed; default: the run's")] = None,
     step: Annotated[int | None, typer.Option(help="checkpoint; default: the newest")] = None,
     sampled: Annotated[bool, typer.Option("--sampled", help="sample actions instead of taking the mode")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="worker processes")] = 0,
+    workers: Annotated[int | None, typer.Option(min=0, help="worker processes; default: as many as save time")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print every episode as JSON")] = False,
     video: Annotated[bool, typer.Option("--video", help="write best and worst episode of each task")] = False,
 ) -> None:
@@ -135,8 +135,10 @@ def evaluate(
             episodes=episodes,
             seed=runs.config_of(run).eval.seed if seed is None else seed,
             explore=sampled,
-            workers=workers,
+            workers="auto" if workers is None else workers,
         )
+        for fault in found.faults:
+            Console(stderr=True).print(f"replaced a worker: {fault.splitlines()[0]}", markup=False)
         if as_json:
             typer.echo(json.dumps({"step": policy.step, **found.as_dict()}))
         else:

@@ -135,7 +135,7 @@ class RunConfig(Strict):
     )
     sampler: SamplerConfig = Field(default_factory=SamplerConfig)
     workers: NonNegativeInt | Literal["auto"] = Field(
-        default="auto", description="processes that step environments; 0: in this process"
+        default="auto", description="processes that step environments, in evaluations, too; 0: in this process"
     )
     patience: PositiveFloat = Field(
         default=300.0, description="seconds a worker may take for a vector step before it is replaced"

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
 from mtrl.types import Agent, Assignment, Episode, Spec, Task
 from mtrl.vector import EpisodeList, MultiTaskVectorEnv
+from mtrl.vector.cost import useful_workers
 
 MAX_SLOTS = 40  # environments alive at once; more copies batch better but cost memory
 
@@ -55,6 +56,7 @@ class Evaluation:
     results: tuple[TaskResult, ...]
     seed: int
     explore: bool
+    faults: tuple[str, ...] = field(default=(), compare=False)  # of workers that were replaced on the way
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics: ``eval/<suite>/<task>/return|score|success|success_last|length`` and their means over tasks.
@@ -127,7 +129,8 @@ def evaluate(
     episodes: int = 20,
     seed: int = 1_000_003,
     explore: bool = False,
-    workers: int = 0,
+    workers: int | Literal["auto"] = 0,
+    patience: float = 300.0,
     stop: Sequence[object] = (),
 ) -> Evaluation:
     """Play ``episodes`` seeded episodes of every task.
@@ -136,15 +139,24 @@ def evaluate(
         agent: evaluated as it is; its training state is not touched.
         tasks: all of ``spec`` or some of them, in any order; so are the results.
         explore: False takes the greedy action (the distribution's mode), True samples.
-        workers: worker processes for the environments.
+        workers: worker processes for the environments; auto: one per core if that saves time.
+        patience: seconds that a worker may take for a vector step before it is replaced.
         stop: what stops the evaluation as soon as there is anything in it.
 
     Raises:
         StoppedError: there was.
     """
     copies = max(1, min(episodes, MAX_SLOTS // len(tasks)))
+    if workers == "auto":
+        steps = episodes * sum(task.horizon for task in tasks)
+        workers = useful_workers(tasks, spec, copies * len(tasks), steps)
     envs = MultiTaskVectorEnv(
-        tasks, copies, workers=workers, spec=spec, schedule=_deal(tasks, spec, copies, episodes, seed)
+        tasks,
+        copies,
+        workers=workers,
+        patience=patience,
+        spec=spec,
+        schedule=_deal(tasks, spec, copies, episodes, seed),
     )
     finished: list[Episode] = []
     try:
@@ -167,7 +179,7 @@ def evaluate(
         mine = by_task[task.name]
         order = {value: i for i, value in enumerate(evaluation_seeds(seed, task.name, episodes))}
         results.append(TaskResult(task, tuple(sorted(mine, key=lambda episode: order[episode.seed]))))
-    return Evaluation(tuple(results), seed, explore)
+    return Evaluation(tuple(results), seed, explore, tuple(envs.faults))
 
 
 def _deal(tasks: Sequence[Task], spec: Spec, copies: int, episodes: int, seed: int) -> EpisodeList:

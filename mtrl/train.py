@@ -21,7 +21,6 @@ from mtrl import checkpoint, registry, runs, transfer
 from mtrl.config import ConfigError, RunConfig, dump_config
 from mtrl.evaluate import Evaluation, StoppedError, evaluate
 from mtrl.log import METRICS, Logger, read
-from mtrl.machine import usable_cores
 from mtrl.monitor import Monitor
 from mtrl.nn.size import network_sizes
 from mtrl.registry import Mix
@@ -31,10 +30,8 @@ from mtrl.sinks import TensorBoard
 from mtrl.spaces import make_spec
 from mtrl.types import Agent, Spec, Task
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv, RenderError
-from mtrl.vector.cost import step_seconds
+from mtrl.vector.cost import useful_workers
 from mtrl.watch import record
-
-WORTH_SHARING = 1e-3  # seconds per vector step; signalling worker processes takes about a tenth of that
 
 
 @dataclass(frozen=True)
@@ -170,16 +167,17 @@ def _evaluate(
 ) -> Evaluation | None:
     """None: interrupted; the run does it when it is resumed."""
     settings = {"spec": spec, "episodes": config.eval.episodes, "seed": config.eval.seed, "stop": interrupted}
+    settings |= {"workers": config.workers, "patience": config.patience}
+    ways = (False, True) if config.eval.stochastic else (False,)
     try:
-        greedy = evaluate(agent, tasks, **settings)
-        metrics = greedy.metrics()
-        if config.eval.stochastic:
-            metrics |= evaluate(agent, tasks, explore=True, **settings).metrics()
+        found = [evaluate(agent, tasks, explore=explore, **settings) for explore in ways]
     except StoppedError as error:
         logger.notice(f"{error}: it is done when the run is resumed")
         return None
-    logger.evaluation(metrics, step)
-    return greedy
+    for fault in (fault for each in found for fault in each.faults):
+        logger.notice(f"replaced a worker: {fault.splitlines()[0]}")
+    logger.evaluation({name: value for each in found for name, value in each.metrics().items()}, step)
+    return found[0]
 
 
 def _film(config: RunConfig, evaluation: Evaluation, out: Path, logger: Logger, step: int) -> None:
@@ -237,7 +235,7 @@ def _slots(config: RunConfig, spec: Spec, mix: Mix, agent: Agent) -> tuple[list[
 def _vector(
     config: RunConfig, tasks: Sequence[Task], spec: Spec, copies: Sequence[int], sampler: Sampled | None
 ) -> MultiTaskVectorEnv:
-    workers = _workers(config, tasks, spec, sum(copies))
+    workers = useful_workers(tasks, spec, sum(copies)) if config.workers == "auto" else config.workers
     options = {"workers": workers, "schedule": sampler, "spec": spec, "patience": config.patience}
     try:
         return MultiTaskVectorEnv(tasks, copies, seed=config.seed, **options)
@@ -248,20 +246,6 @@ def _vector(
 def _due(before: int, now: int, every: int) -> bool:
     """Whether a multiple of ``every`` lies in (before, now]: a clock without state has none to lose."""
     return now // every > before // every
-
-
-def _workers(config: RunConfig, tasks: Sequence[Task], spec: Spec, slots: int) -> int:
-    """Processes for ``workers: auto``: one per core if a vector step takes long enough to be worth sharing out.
-
-    The answer depends on how fast this machine is, the run does not: it is bit-identical for any number.
-    """
-    cores = usable_cores()
-    if config.workers != "auto":
-        return config.workers
-    if cores == 1 or slots == 1:
-        return 0
-    samples = [tasks[group.tasks[0]] for group in spec.groups]
-    return min(cores, slots) if step_seconds(samples) / len(samples) * slots > WORTH_SHARING else 0
 
 
 def _saved(out: Path) -> checkpoint.Checkpoint | None:

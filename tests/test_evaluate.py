@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from mtrl import registry
 from mtrl.evaluate import Evaluation, evaluate, evaluation_seeds
 from mtrl.spaces import make_spec
-from mtrl.types import Task
-from mtrl_agents.random import Random
+from mtrl.types import Decision, Obs, Task
+from mtrl.vector import cost
+from mtrl_agents.random import Random, RandomActor
 
 
 def play(suite: str, **settings: Any) -> tuple[tuple[Task, ...], Evaluation]:
@@ -50,3 +53,50 @@ def test_known_returns_scores_and_success() -> None:
     assert metrics["eval/probe/action/success"] == action.success
     assert metrics["eval/mean_score"] == pytest.approx(np.mean([r.score for r in by_name.values()]))
     assert by_name["probe/endless"].episodes[0].length == 10
+
+
+def test_a_killed_worker_is_told_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, calm = play("mtrl.testing:Probes/mix", episodes=7, workers=2)
+    acted, act = [], RandomActor.__call__
+
+    def kill_once(self: RandomActor, obs: Obs) -> Decision:
+        acted.append(None)
+        if len(acted) == 3:
+            workers = [child for child in psutil.Process().children() if "mtrl.vector.workers" in str(child.cmdline())]
+            workers[0].kill()
+        return act(self, obs)
+
+    monkeypatch.setattr(RandomActor, "__call__", kill_once)
+    _, hit = play("mtrl.testing:Probes/mix", episodes=7, workers=2)
+    assert (len(calm.faults), len(hit.faults)) == (0, 1)
+    assert hit.as_dict() == calm.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("cores", "seconds", "slots", "steps", "workers"),
+    [
+        (4, 0.01, 40, 10_000, 4),
+        (4, 0.01, 40, math.inf, 4),  # a training, which goes on
+        (1, 0.01, 40, 10_000, 0),
+        (64, 0.01, 40, 10_000, 40),  # no more than slots
+        (4, 0.01, 40, 400, 0),  # over about as soon as processes have started
+        (4, 2e-5, 40, 10_000_000, 0),  # steps too short to be worth an order
+    ],
+)
+def test_workers_are_started_where_they_save_time(
+    cores: int, seconds: float, slots: int, steps: float, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost, "usable_cores", lambda: cores)
+    monkeypatch.setattr(cost, "step_seconds", lambda tasks: seconds * len(tasks))
+    tasks = registry.tasks("mtrl.testing:Probes/mix")
+    assert cost.useful_workers(tasks[1:], make_spec(tasks), slots, steps) == workers
+
+
+def test_tasks_that_no_process_can_be_sent_are_played_in_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as those of an environment that is written in the script that trains."""
+    monkeypatch.setattr(cost, "usable_cores", lambda: 4)
+    monkeypatch.setattr(cost, "step_seconds", lambda tasks: 1.0)
+    tasks = registry.tasks("tests.vector.probes:Probes/lambda")
+    assert cost.useful_workers(tasks, make_spec(tasks), 4) == 0
+    _, found = play("tests.vector.probes:Probes/lambda", episodes=2, workers="auto")
+    assert len(found.results[0].episodes) == 2

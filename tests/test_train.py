@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -21,7 +22,7 @@ import torch
 
 from mtrl import checkpoint, registry, runs
 from mtrl.config import RunConfig, parse_config
-from mtrl.evaluate import evaluate
+from mtrl.evaluate import Evaluation, evaluate
 from mtrl.log import METRICS, Logger
 from mtrl.train import train
 from mtrl.types import Journal
@@ -209,6 +210,22 @@ def test_a_killed_worker_does_not_change_the_run(tmp_path: Path, monkeypatch: py
     assert len(killed) == 3
     assert_same_state(tmp_path / "calm", tmp_path / "hit")
     assert records(tmp_path / "calm") == records(tmp_path / "hit")
+
+
+@pytest.mark.parametrize("workers", [0, 2, "auto"])
+def test_a_runs_evaluations_use_its_workers(workers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, told, fault = [], [], "worker 1 was killed\nat a step"
+
+    def evaluated(*args: Any, **settings: Any) -> Evaluation:
+        given.append((settings["workers"], settings["patience"]))
+        return dataclasses.replace(evaluate(*args, **settings), faults=(fault,))
+
+    monkeypatch.setattr("mtrl.train.evaluate", evaluated)
+    monkeypatch.setattr(Logger, "notice", lambda self, text: told.append(text))
+    options = {"workers": workers, "patience": 50, "eval": {"episodes": 2, "stochastic": True}}
+    train(config({"kind": "random"}, "mtrl.testing:Probes/mix", steps=20, **options), tmp_path / "x")
+    assert given == [(workers, 50)] * 2
+    assert told.count("replaced a worker: worker 1 was killed") == 2
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
 import numpy as np
 from gymnasium.spaces import Discrete
 
-from mtrl.types import Array, Decision, Group, Leaves, Task
+from mtrl.machine import usable_cores
+from mtrl.types import Array, Decision, Group, Leaves, Spec, Task
 from mtrl.vector.env import MultiTaskVectorEnv
+from mtrl.vector.workers import unsendable
+
+WORTH_SHARING = 1e-3  # seconds per vector step; signalling worker processes takes about a tenth of that
+WORTH_STARTING = 5.0  # seconds of steps in all; worker processes take one to two to start
+
+
+def useful_workers(tasks: Sequence[Task], spec: Spec, slots: int, steps: float = math.inf) -> int:
+    """What ``workers="auto"`` means: one process per core if that saves time, else 0.
+
+    The answer depends on how fast this machine is; what is played does not, it is bit-identical for any number.
+
+    Args:
+        tasks: all of ``spec`` or some of them.
+        slots: environments that are stepped at once.
+        steps: of environments, in all.
+    """
+    cores = min(usable_cores(), slots)
+    if cores == 1 or any(map(unsendable, tasks)):
+        return 0
+    group = {task.name: task.group for task in spec.tasks}
+    samples = list({group[task.name]: task for task in reversed(tasks)}.values())  # the first of each group
+    seconds = step_seconds(samples) / len(samples)
+    return cores if seconds * slots > WORTH_SHARING and seconds * steps > WORTH_STARTING else 0
 
 
 def step_seconds(tasks: Sequence[Task], steps: int = 40) -> float:

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtrl.types import Array
+from mtrl.types import Array, Task
 from mtrl.vector.runner import COST_STEPS, Runner
 from mtrl.vector.slots import PARKED, Buffers, EnvironmentFailedError, Program, Running
 
@@ -402,20 +402,27 @@ def _shut_down(owner: int, links: list[_Link], processes: list[subprocess.Popen[
             process.wait()
 
 
+def unsendable(task: Task) -> str:
+    """Why a task cannot be sent to worker processes; empty if it can."""
+    try:
+        main_module = b"__main__" in pickle.dumps(task)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        return (
+            f"task {task.name!r} cannot be sent to worker processes: {error}; make its build a class, a "
+            "module-level function or a functools.partial of one, or use workers=0"
+        )
+    if main_module:
+        return (
+            f"task {task.name!r} is made of things defined in the main script, which worker processes do not "
+            "import: move them into a module, or use workers=0"
+        )
+    return ""
+
+
 def _pickled(program: Program) -> bytes:
     for task in program.tasks.values():
-        try:
-            main_module = b"__main__" in pickle.dumps(task)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ValueError(
-                f"task {task.name!r} cannot be sent to worker processes: {error}; make its build a class, a "
-                "module-level function or a functools.partial of one, or use workers=0"
-            ) from error
-        if main_module:
-            raise ValueError(
-                f"task {task.name!r} is made of things defined in the main script, which worker processes do not "
-                "import: move them into a module, or use workers=0"
-            )
+        if reason := unsendable(task):
+            raise ValueError(reason)
     return pickle.dumps(program)
 
 
