@@ -6,7 +6,7 @@
     DIR/rows.jsonl          every evaluation of every task
     DIR/runs.jsonl          every run: status, cost at its evaluations, versions, machine
     DIR/settings.yaml       what each agent was run with on each suite
-    DIR/spec.yaml           the grid's spec, if there was one
+    DIR/spec.yaml           the grid's spec, if there was one; of several, with the suites, agents and seeds of all
     DIR/curves-*.svg        IQM over training
 
 Runs that a folder holds already stay in it. What would not compare is refused: another protocol, other settings.
@@ -27,7 +27,7 @@ from mtrl.benchmark.analysis import Entry, Reached, SuiteResult, analyse, reache
 from mtrl.benchmark.attempt import BenchmarkError
 from mtrl.benchmark.engine import SPEC, leaves
 from mtrl.benchmark.report import machines, versions
-from mtrl.benchmark.spec import dump_spec, load_spec, slug
+from mtrl.benchmark.spec import Spec, dump_spec, load_spec, slug
 from mtrl.benchmark.store import Cost, Run, Store, essential, load, settings_of
 from mtrl.benchmark.svg import line_chart, standalone
 from mtrl.benchmark.tables import markdown, rows_of
@@ -66,12 +66,26 @@ def keep(sources: Sequence[Path], target: Path, command: str = "") -> list[Path]
                 raise BenchmarkError(f"{place}: {name} was run with other settings ({', '.join(changed)}): {_APART}")
         stores.append(found)
         settings |= theirs
-    spec = next((store.spec for store in reversed(stores) if store.spec), None)
+    spec = _joint([store.spec for store in stores if store.spec])
     order = [*spec.agents] if spec else []
     order += [run.agent for store in stores for run in store.runs if run.agent not in order]
     runs = sorted(_merge(run for store in stores for run in store.runs), key=lambda run: order.index(run.agent))
     _comparable(runs, settings)
     return _write(Store(target, tuple(runs), spec), settings, command)
+
+
+def _joint(specs: Sequence[Spec]) -> Spec | None:
+    """The first, with what the others add, if all share the rest; else the last."""
+    if not specs:
+        return None
+    if any((essential(spec.run), spec.threads) != (essential(specs[0].run), specs[0].threads) for spec in specs):
+        return specs[-1]
+    joint: dict[str, Any] = {"seeds": tuple(sorted({seed for spec in specs for seed in spec.seeds}))}
+    for field in ("suites", "agents"):
+        joint[field] = {}
+        for spec in specs:
+            joint[field] |= {name: part for name, part in getattr(spec, field).items() if name not in joint[field]}
+    return specs[0].model_copy(update=joint)
 
 
 _APART = "keep it in a folder of its own, or under another label"
@@ -266,7 +280,8 @@ def _shorter(store: Store, suite: str, actions: str, agents: Sequence[str]) -> l
 
 
 def _interval(entry: Entry) -> str:
-    return f"{entry.iqm.value:.3f} ({entry.iqm.low:.3f} to {entry.iqm.high:.3f}), {len(entry.seeds)} runs"
+    runs = "1 run" if len(entry.seeds) == 1 else f"{len(entry.seeds)} runs"
+    return f"{entry.iqm.value:.3f} ({entry.iqm.low:.3f} to {entry.iqm.high:.3f}), {runs}"
 
 
 def _has(run: Run, step: int, actions: str) -> bool:

@@ -15,6 +15,7 @@ from mtrl.benchmark import store
 from mtrl.benchmark.analysis import analyse
 from mtrl.benchmark.attempt import BenchmarkError
 from mtrl.benchmark.keep import README, RUNS, at, keep
+from mtrl.benchmark.spec import load_spec
 from mtrl.cli import app
 
 Writer = Callable[..., Path]
@@ -99,6 +100,20 @@ def test_later_runs_join_those_that_are_kept(tmp_path: Path, grid_writer: Writer
     edit(third / "config.yaml", lambda found: (found.update(workers=2), found["agent"].update(cuda_graph=True)))
     keep([tmp_path / "third"], kept)  # what results do not depend on may differ
     assert "cuda_graph" not in (kept / "settings.yaml").read_text()
+
+
+def test_the_spec_of_several_grids_makes_the_runs_of_all(tmp_path: Path, grid_writer: Writer) -> None:
+    kept = tmp_path / "kept"
+    for seed, (agent, suite) in enumerate([("b", "s/y"), ("a", "s/x"), ("a", "s/y")]):
+        grid = grid_writer(tmp_path / str(seed), {agent: 0.5}, [suite], seeds=1)
+        own = {"seeds": [seed], "run": {"device": ("cpu", "cuda")[seed % 2]}}  # results do not depend on the device
+        edit(grid / "spec.yaml", lambda found, own=own: found.update(own))
+        keep([grid], kept)
+    spec = load_spec(kept / "spec.yaml")
+    assert (spec.seeds, [*spec.suites], [*spec.agents]) == ((0, 1, 2), ["s/y", "s/x"], ["b", "a"])
+    edit(tmp_path / "2" / "spec.yaml", lambda found: found.update(run={"copies": 4}))  # then no one spec makes them all
+    keep([tmp_path / "2"], kept)
+    assert load_spec(kept / "spec.yaml") == load_spec(tmp_path / "2" / "spec.yaml")
 
 
 def test_parts_of_a_run_are_kept_as_one(tmp_path: Path, run_writer: Writer) -> None:
