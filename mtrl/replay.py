@@ -123,6 +123,20 @@ class Replay:
             ring.load_state_dict(state["rings"][name])
 
 
+def as_kept(step: Step, spec: Spec) -> Step:
+    """The step as ``Replay`` keeps it if no reward is shared: the dead are inactive, and death ends a row."""
+    active, died, start = step.active.copy(), np.zeros_like(step.active), 0
+    for group in spec.groups:
+        if group.name in step.obs.leaves:
+            rows = slice(start, start + len(step.decision.action[group.name]))
+            start = rows.stop
+            if "alive" in group.leaves:
+                alive = step.obs.leaves[group.name]["alive"]
+                active[rows] &= alive
+                died[rows] = alive & ~step.next.leaves[group.name]["alive"]
+    return step._replace(active=active, terminated=step.terminated | died, truncated=step.truncated & ~died)
+
+
 class _Ring:
     """One group's transitions, one array per field; row ``k * capacity + i`` is the i-th place of its k-th task."""
 

@@ -49,6 +49,11 @@ def gae(
     return advantage
 
 
+def not_finite(values: Array, roll: Rollout, names: Sequence[str]) -> str:
+    """The tasks with an entry of ``values`` [t, n] that counts and is not finite; empty: all are."""
+    return ", ".join(names[int(task)] for task in np.unique(roll.task[roll.valid & ~np.isfinite(values)]))
+
+
 def explained_variance(returns: Array, value: Array, roll: Rollout, names: Sequence[str]) -> dict[str, float]:
     """Share of the returns' variance [t, n] that ``value`` explains, as metrics per task and their mean."""
     found: dict[str, float] = {}
@@ -326,6 +331,7 @@ class Items:
         action: {group: [length, n_g, ...]}, as the policy's distribution knows them.
         memory: {name: [length, n, H]}, memories before each step; may be empty.
         device: where minibatches live.
+        folds: whether networks may compute equal observations once.
     """
 
     def __init__(
@@ -337,13 +343,14 @@ class Items:
         action: Mapping[str, Array],
         memory: Mapping[str, Tensor],
         device: torch.device,
+        folds: bool = True,
     ) -> None:
         self.steps, self.device = steps, device
         columns = {**columns, "task": roll.task, "first": roll.first, "valid": roll.valid}
         self._columns = {name: self._cut(array) for name, array in columns.items()}
         self._leaves = {g: {leaf: self._cut_leaf(x) for leaf, x in own.items()} for g, own in roll.leaves.items()}
         self._action = {group: self._cut(array) for group, array in action.items()}
-        self._same = {group: self._cut(x) for group, x in _labels(roll, device).items()}
+        self._same = {group: self._cut(x) for group, x in _labels(roll, device).items() if folds}
         self._memory = {name: x[::steps].flatten(0, 1) for name, x in memory.items()}
         self._rows, self._width = roll.rows, roll.task.shape[1]
         number = torch.arange(len(self._columns["task"]))

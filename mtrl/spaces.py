@@ -236,8 +236,13 @@ def team_codec(task: Task, env: Any) -> Codec:
     return Codec(*pairs[0], task=task.name, state=state, team=True, mask_in_info=masked)
 
 
+PARTS = ("perception", "trunk", "memory", "heads", "head")
+"""Of networks. Parameters are told apart by these names, beside which those of groups stand: no group has one."""
+
+
 def make_spec(tasks: Sequence[Task], codecs: Sequence[Codec] | None = None) -> Spec:
-    """Group tasks of one suite that share leaf shapes, frames and action space; groups are named after their suite.
+    """Group tasks of one suite that share leaf shapes, frames and action space; groups are named after their suite,
+    with a number where that is taken (or one of ``PARTS``).
 
     Args:
         tasks: in the order that task ids follow.
@@ -257,7 +262,7 @@ def make_spec(tasks: Sequence[Task], codecs: Sequence[Codec] | None = None) -> S
         frames = tuple(sorted(task.frames.items()))
         members.setdefault((task.name.partition("/")[0], leaves, frames, _action_key(one.action)), []).append(index)
     groups: list[Group] = []
-    taken: dict[str, int] = {}
+    taken = dict.fromkeys(PARTS, 1)
     home = [""] * len(tasks)
     for (suite, *_), indices in members.items():
         # Names become keys of modules and files: dots and colons are left out.

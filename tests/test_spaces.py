@@ -311,6 +311,12 @@ def test_group_names_hold_no_dots_or_colons() -> None:
     assert homes(task("my.pkg:Suite/x", flat(2))) == ["my_pkg_Suite"]
 
 
+@pytest.mark.parametrize("suite", ["perception", "trunk", "memory", "heads", "head"])
+def test_no_group_is_called_as_a_part_of_a_network(suite: str) -> None:
+    """Parameters are told apart by such names: heads of a group ``memory`` would pass for a memory."""
+    assert homes(task(f"{suite}/x", flat(2))) == [f"{suite}-2"]
+
+
 def test_infos_follow_the_tasks() -> None:
     made = make_spec([task("a/x", flat(2), score=(1.0, 3.0))])
     assert (made.tasks[0].name, made.tasks[0].horizon, made.tasks[0].score, made.tasks[0].agents) == (

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from mtrl.nn.actor_critic import Body, PolicyNet, ValueNet, appraise, decide, evaluate, judge, to_rows
@@ -35,7 +35,7 @@ from mtrl.nn.optim import load_optimizer_state, optimizer_state
 from mtrl.nn.perception import PerceptionConfig
 from mtrl.nn.recall import Recall
 from mtrl.nn.trunk import TrunkConfig
-from mtrl.rollout import Items, Minibatch, Rollout, chunk_length, explained_variance, gae
+from mtrl.rollout import Items, Minibatch, Rollout, chunk_length, explained_variance, gae, not_finite
 from mtrl.types import Array, Decision, Layout, Obs, Spec, Step
 
 
@@ -83,6 +83,18 @@ class PPO:
         perception: PerceptionConfig = Field(default_factory=PerceptionConfig)
         trunk: TrunkConfig = Field(default_factory=TrunkConfig)
 
+        @model_validator(mode="after")
+        def _heeded(self) -> Self:
+            wrong = {
+                "popart is for values that are normalised: set normalize_value=true": not self.normalize_value
+                and self.popart,
+                "chunk is of a memory's gradient: set memory, or leave chunk out": self.chunk and not self.memory,
+                "trunk.kind=paco composes the output layer, too: set head=[]": self.trunk.kind == "paco" and self.head,
+            }
+            if told := [text for text, is_so in wrong.items() if is_so]:
+                raise ValueError(told[0])
+            return self
+
     def __init__(self, spec: Spec, config: Config, *, seed: int, device: str = "cpu") -> None:
         self.spec, self.config, self.seed = spec, config, seed
         self.names = [task.name for task in spec.tasks]
@@ -100,28 +112,21 @@ class PPO:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             body = Body(spec, config.perception, config.trunk, config.memory)
-            own = None if config.share else Body(spec, config.perception, config.trunk, config.memory, state=True)
+            other = None if config.share else Body(spec, config.perception, config.trunk, config.memory, state=True)
             head, told = (config.head, config.head_activation), config.action_value_weight > 0
             self.policy = PolicyNet(spec, body, *head, action_values=told).to(self.device)
-            self.critic = ValueNet(spec, own, own or body, *head, config.popart).to(self.device)
-        self.critic_body = own or body
+            self.critic = ValueNet(spec, other, other or body, *head, config.popart).to(self.device)
+        self.critic_body = other or body
         self.nets: dict[str, nn.Module] = {"policy": self.policy, "critic": self.critic}
         # What is stepped together: everything, if actor and critic share a body.
         bodies = {"actor and critic": nn.ModuleDict(self.nets)} if config.share else self.nets
         self.optimizers = {
             name: torch.optim.Adam(net.parameters(), config.lr, eps=1e-5, fused=True) for name, net in bodies.items()
         }
+        common: dict[str, Any] = {"clip": config.max_grad_norm, "gradients": config.actor_gradients, "seed": seed}
+        own = {"critic": {"gradients": config.critic_gradients, "balance": config.critic_balance}}
         self.descents = {
-            name: Descent(
-                name,
-                net,
-                self.optimizers[name],
-                self.names,
-                clip=config.max_grad_norm,
-                gradients=config.critic_gradients if name == "critic" else config.actor_gradients,
-                balance=config.critic_balance if name == "critic" else None,
-                seed=seed,
-            )
+            name: Descent(name, net, self.optimizers[name], self.names, **(common | own.get(name, {})))
             for name, net in bodies.items()
         }
         self.generator = torch.Generator().manual_seed(seed)
@@ -175,8 +180,7 @@ class PPO:
                 look = False
                 divergence.append(terms["approx_kl"])
                 for name, value in terms.items():
-                    if fits or name != "value":
-                        sums.setdefault(name, []).append(value)
+                    sums.setdefault(name, []).append(value)
             if config.target_kl and np.mean(divergence) > config.target_kl:
                 break
         self.rollout.clear()
@@ -231,7 +235,8 @@ class PPO:
         next_value[:-1] = value[1:]
         next_value[judged.end_t, judged.end_row] = scale(judged.end_value, roll.task[judged.end_t, judged.end_row])
         for name, array in {"reward": roll.reward, "value": value, "log_prob": roll.extras["log_prob"]}.items():
-            self._guard(name, array, roll.task, roll.valid)
+            if bad := not_finite(array, roll, self.names):
+                raise FloatingPointError(f"{name} is not finite for {bad} in update {self.updates}")
         final = roll.terminated, roll.truncated
         advantage = gae(roll.reward, value, next_value, *final, gamma=config.gamma, lam=config.lam)
         returns = advantage + value
@@ -249,7 +254,7 @@ class PPO:
         columns = {
             "advantage": advantage.astype(np.float32),
             "target": self._normalized(returns).astype(np.float32),
-            "old_value": self._normalized(value).astype(np.float32),
+            "old_value": (self._normalized(value) if config.popart else judged.value).astype(np.float32),
             "log_prob": roll.extras["log_prob"],
             "living": living,
         }
@@ -260,7 +265,9 @@ class PPO:
         memory = {} if judged.memory is None else {"critic": judged.memory}
         if config.memory:
             memory["actor"] = torch.as_tensor(roll.extras["memory"], device=self.device)
-        items = Items(roll, steps=self.chunk, columns=columns, action=action, memory=memory, device=self.device)
+        folds = not any(net.whole for net in (self.policy.body, self.critic_body))
+        cut = {"steps": self.chunk, "columns": columns, "action": action, "memory": memory, "folds": folds}
+        items = Items(roll, **cut, device=self.device)
         return items, metrics
 
     def _normalized(self, values: Array) -> Array:
@@ -336,15 +343,8 @@ class PPO:
         for name in names:  # nothing moves before everything is known to be finite
             self.descents[name].backward(partial(losses, name), batch, self.updates)
         for name in names:
-            self.descents[name].step(partial(losses, name), batch)
+            self.descents[name].step(lambda part, name=name: self._losses(part, name)[0], batch)
         return {key: float(np.mean(values)) for key, values in seen.items()} | found
-
-    def _guard(self, name: str, array: Array, task: Array, valid: Array) -> None:
-        """Raise if an entry [t, n] that counts is not finite."""
-        bad = valid & ~np.isfinite(array)
-        if bad.any():
-            tasks = ", ".join(self.spec.tasks[t].name for t in np.unique(task[bad]))
-            raise FloatingPointError(f"{name} is not finite for {tasks} in update {self.updates}")
 
 
 class PPOActor:

@@ -32,7 +32,7 @@ from mtrl.nn.normalizers import MaxReturnScale, MeanRewardScale
 from mtrl.nn.optim import load_optimizer_state, optimizer_state
 from mtrl.nn.perception import PerceptionConfig, flat_width, to_tensors
 from mtrl.nn.trunk import TrunkConfig
-from mtrl.replay import Replay
+from mtrl.replay import Replay, as_kept
 from mtrl.types import Actor, Array, Decision, Layout, Obs, Spec, Step
 
 
@@ -166,7 +166,7 @@ class SAC:
     def observe(self, step: Step) -> None:
         self.replay.add(step)
         if self.scale is not None:
-            self.scale.observe(step)
+            self.scale.observe(as_kept(step, self.spec))
         self.steps += 1
 
     def update(self) -> Mapping[str, float]:
@@ -178,14 +178,12 @@ class SAC:
         """
         if self.steps % self.config.update_every or not self.warm:
             return {}
-        metrics: dict[str, float] = {}
-        for _ in range(self.config.updates):
-            rows = self._learn(*self._batch())
-            self.updates += 1
-            if self.updates % self.config.log_every == 0:
-                metrics = self._metrics()
-                if self.config.inspect_every and self.updates // self.config.log_every % self.config.inspect_every == 0:
-                    metrics |= self._look(rows)
+        config, before = self.config, self.updates // self.config.log_every
+        rows = [self._learn(*self._batch()) for _ in range(config.updates)][-1]
+        records = self.updates // config.log_every
+        metrics = self._metrics() if records > before else {}
+        if config.inspect_every and records // config.inspect_every > before // config.inspect_every:
+            metrics |= self._look(rows)
         return metrics
 
     def _batch(self) -> tuple[Array, Rows]:
@@ -221,9 +219,10 @@ class SAC:
             self._check(found, rows)
         follow(self.targets, self.critics, self.config.tau)
         self.average.follow()
-        seen = {f"losses/{name}": loss for name, loss in found.items()}
+        seen = {f"losses/{name}": loss for name, loss in found.items()} | {"count": torch.ones(())}
         seen["q"] = torch.zeros_like(self.log_alpha).index_add_(0, rows.task, value / self.config.batch_size)
         self._sums = {name: self._sums.get(name, 0) + value for name, value in seen.items()}
+        self.updates += 1
         return rows
 
     def _step(self, rows: Rows) -> dict[str, Tensor]:
@@ -319,8 +318,9 @@ class SAC:
     def _metrics(self) -> dict[str, float]:
         """Means since the last record."""
         sums, self._sums = self._sums, {}
-        values = (sums.pop("q") / self.config.log_every).tolist()
-        metrics = {name: value.item() / self.config.log_every for name, value in sums.items()}
+        count = sums.pop("count").item()
+        values = (sums.pop("q") / count).tolist()
+        metrics = {name: value.item() / count for name, value in sums.items()}
         for info, alpha, value in zip(self.spec.tasks, self.log_alpha.exp().tolist(), values, strict=True):
             metrics |= {f"charts/{info.name}_alpha": alpha, f"charts/{info.name}_q": value}
         return metrics
@@ -388,8 +388,8 @@ class SACActor:
             return Decision(action, {})
         task = np.concatenate([obs.task[part] for part in rows.values()])
         leaves = {name: to_tensors(obs.leaves[name], agent.device) for name in rows}
-        noise = {name: torch.zeros(size, device=agent.device) for name, size in sizes.items()}
-        noise = standard_normal(sizes, self.generator) if self.explore else noise
+        modes = {name: torch.zeros(size, device=agent.device) for name, size in sizes.items()}
+        noise = standard_normal(sizes, self.generator) if self.explore else modes
         return Decision(agent.decide(task, {"leaves": leaves, "noise": noise}, explore=self.explore), {})
 
     def state_dict(self) -> dict[str, Any]:

@@ -177,6 +177,7 @@ class Body(nn.Module):
         self.memory = Memory(width, memory, learned=learned) if memory else None
         self.out: int = memory + width
         self.per_task = bool(self.trunk.per_task)
+        self.whole = bool(getattr(self.trunk, "whole", False))  # its loss counts every row: none may be left out
 
     def forward(
         self, rows: Rows, state: Tensor | None = None, recall: Lookup | None = None

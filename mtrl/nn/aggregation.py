@@ -48,8 +48,8 @@ class Aggregated(NamedTuple):
 
 
 class Aggregator:
-    """Chooses the weights of K gradients. All methods agree with ``mean`` (1/K) where gradients do not conflict, up to
-    the length that MGDA, IMTL-G, Nash-MTL, FairGrad and Aligned-MTL give the result by design.
+    """Chooses the weights of K gradients. Where gradients do not conflict, PCGrad, GradVac, UPGrad and DualProj agree
+    with ``mean`` (1/K); the others weight them as they would otherwise.
 
     Args:
         method: PCGrad and GradVac return the mean, not the sum, of the corrected gradients. FairGrad has alpha = 1, its
@@ -154,7 +154,8 @@ def task_parameters(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramet
         if not parameter.requires_grad:
             continue
         if "trunk" in parts:
-            single = parts[-1] in ("weights", "embedding")  # of a mixture, of PaCo; of a task's context
+            # Of a mixture, of PaCo; of a task's context; of soft modules, whose layer on a one-hot is an embedding.
+            single = parts[-1] in ("weights", "embedding") or parts[-2:] == ["task", "weight"]
         else:
             single = per_task and "perception" not in parts and "memory" not in parts
         (own if single else shared).append(parameter)

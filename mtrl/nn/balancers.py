@@ -35,6 +35,15 @@ class Balancer(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
+@torch.no_grad()
+def _step(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, absent: Tensor | None) -> None:
+    """Step, but leave absent tasks' entries where they were, which Adam's momentum and weight decay would move."""
+    before = parameter.clone()
+    optimizer.step()
+    if absent is not None:
+        parameter.copy_(before.where(absent, parameter))
+
+
 class Uncertainty:
     """Weights by learned noise (Kendall et al. 2018, https://arxiv.org/abs/1705.07115): sum_k e^-s_k L_k / 2 + s_k / 2.
 
@@ -47,14 +56,16 @@ class Uncertainty:
     def __init__(self, num_tasks: int, *, lr: float = 0.025, device: torch.device | str = "cpu") -> None:
         self.log_variance = nn.Parameter(torch.zeros(num_tasks, device=device))
         self.optimizer = torch.optim.Adam([self.log_variance], lr)
+        self._absent: Tensor | None = None
 
     def __call__(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """Losses [K] -> a scalar; its backward pass also reaches the s_k."""
+        self._absent = None if present is None else ~present
         terms = torch.exp(-self.log_variance) * losses + self.log_variance
         return (terms if present is None else terms[present]).sum() / 2
 
     def step(self, after: Tensor | None = None) -> None:
-        self.optimizer.step()
+        _step(self.optimizer, self.log_variance, self._absent)
         self.optimizer.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,7 +164,7 @@ class FAMO:
             weights = torch.softmax(self.logits.masked_fill(self._absent, -torch.inf), 0)
             gradient = torch.autograd.grad(weights, self.logits, grad_outputs=fall)
         self.logits.grad = gradient[0]
-        self.optimizer.step()
+        _step(self.optimizer, self.logits, self._absent)
 
     def state_dict(self) -> dict[str, Any]:
         return {"logits": self.logits.detach(), "optimizer": optimizer_state(self.optimizer)}

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrl.nn.aggregation import task_jacobian, task_parameters
+from mtrl.nn.heads import TaskMLP
 from mtrl.nn.trunk.mixture import MixtureTrunk
 
 DORMANT = 0.025
@@ -40,11 +41,14 @@ def expert_cosine(outputs: Tensor) -> Tensor:
 def residual_share(outputs: Tensor) -> Tensor:
     """Mean over rows of what Gram-Schmidt leaves of each expert, |r_k| / |u_k|: [n, K, D] -> [K], 1 for the first.
 
+    Beyond the D-th nothing is left.
+
     Near 0, an expert repeats the ones before it, and its gradient through the basis explodes like the inverse.
     """
     unit = F.normalize(outputs.double(), dim=2)
     upper = torch.linalg.qr(unit.mT, mode="r").R
-    return upper.diagonal(dim1=1, dim2=2).abs().mean(0).to(outputs.dtype)
+    share = upper.diagonal(dim1=1, dim2=2).abs().mean(0).to(outputs.dtype)
+    return F.pad(share, (0, outputs.shape[1] - len(share)))
 
 
 def effective_rank(features: Tensor) -> Tensor:
@@ -97,7 +101,7 @@ def conflict_metrics(name: str, loss: Tensor, task: Tensor, net: nn.Module) -> d
     """``diagnostics/<name>/gradient_*``: how much the tasks' gradients of the parameters that they share disagree.
 
     ``loss`` [n] with its graph, which stays usable, and ``task`` [n]. One backward pass per task: look now and then.
-    Empty for a single task or if nothing is shared.
+    Empty for a single task or if nothing is shared. The balancing loss of ``moe_topk`` is in each task's gradient.
     """
     losses = [loss[task == k].mean() for k in task.unique()]
     shared, _ = task_parameters(net)
@@ -133,14 +137,18 @@ class _Watch:
 
     def __init__(self, net: nn.Module) -> None:
         self.dormant: list[Tensor] = []
+        self.rows: list[int] = []
         self.trunk: tuple[nn.Module, Tensor, Tensor] | None = None
         self.handles = []
         for name, module in net.named_modules():
             parts = name.split(".")
             if parts[-1] == "trunk":
                 self.handles.append(module.register_forward_hook(self._features))
+            elif isinstance(module, TaskMLP) and "trunk" in parts:
+                self.handles.append(module.register_forward_pre_hook(self._serving))
             elif ("trunk" in parts or "perception" in parts) and isinstance(module, nn.ReLU | nn.Tanh):
-                self.handles.append(module.register_forward_hook(self._activation))
+                of_served = isinstance(net.get_submodule(".".join(parts[:-1])), TaskMLP)
+                self.handles.append(module.register_forward_hook(self._served if of_served else self._activation))
 
     def _activation(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.ndim == 4:  # channels are the units of a convolution
@@ -148,6 +156,14 @@ class _Watch:
         elif output.ndim == 3:  # [K, n, D]: every expert has its own
             output = output.transpose(0, 1).flatten(1)
         self.dormant.append(dormant_units(output.float()))
+
+    def _serving(self, module: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
+        self.rows = torch.bincount(inputs[1], minlength=int(module.num_tasks)).tolist()  # type: ignore[arg-type]
+
+    def _served(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Of experts that serve rows of their own, each a slice [n_k, D] of the output; one that serves none sleeps."""
+        size = [part.abs().sum(0) / max(1, len(part)) for part in output.float().split(self.rows)]
+        self.dormant.append(dormant_units(torch.cat(size)[None]))
 
     def _features(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.trunk = module, inputs[0], output.float()

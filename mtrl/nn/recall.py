@@ -69,7 +69,8 @@ class Recall:
         new: list[int] = []
         picked: dict[str, list[int]] = {}
         for group, leaves in rows.leaves.items():
-            bits = [x[0].flatten(1).contiguous().view(torch.uint8) for x in leaves.values()]
+            flat = [x[0].flatten(1) if x.ndim > 2 else x[0, :, None] for x in leaves.values()]  # alive is a number
+            bits = [x.contiguous().view(torch.uint8) for x in flat]
             task = rows.task[0, start : start + len(bits[0])]
             table = torch.cat([task[:, None].view(torch.uint8), *bits], 1).numpy()
             data, width = table.tobytes(), table.shape[1]

@@ -12,7 +12,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 
 from mtrl import registry
-from mtrl.nn.actor_critic import Rows, appraise, decide, to_rows
+from mtrl.nn.actor_critic import Rows, appraise, decide, judge, to_rows
 from mtrl.nn.bootstrap import judge_rollout
 from mtrl.nn.heads import ActionHead
 from mtrl.nn.perception import to_tensors
@@ -136,8 +136,8 @@ def returns_told(run: Run) -> float:
 
 def test_what_a_choice_is_worth_is_learned_while_the_policy_still_guesses() -> None:
     """Under a policy that is held uniform only the choice, known with the cue, changes what is to be expected."""
-    held: dict[str, Any] = {"chunk": 16, "entropy": 10.0, "lam": 0.0, "action_value_weight": 1.0}
-    run = Run("mtrl.testing:Probes/memory", memory=16, **held).train(40)
+    held: dict[str, Any] = {"entropy": 10.0, "lam": 0.0, "action_value_weight": 1.0}
+    run = Run("mtrl.testing:Probes/memory", memory=16, chunk=16, **held).train(40)
     assert run.metrics["losses/entropy"] > 0.99 * np.log(2)
     assert returns_told(run) > 0.9
     blind = Run("mtrl.testing:Probes/memory", memory=0, **held).train(40)
@@ -214,6 +214,42 @@ def test_value_clipping_holds_back_only_large_changes() -> None:
     off, wide, narrow = (dict(Run(suite, value_clip=clip).train(2).metrics) for clip in (None, 1e9, 1e-3))
     assert wide == pytest.approx(off, rel=1e-4, abs=1e-5)
     assert narrow["losses/value"] > off["losses/value"]
+
+
+@pytest.mark.parametrize("options", [{}, {"popart": True}, {"normalize_value": False}])
+def test_before_any_step_no_value_has_changed(options: dict[str, Any]) -> None:
+    """Also where the moments by which values are normalised have moved since."""
+    run = Run("mtrl.testing:Probes/both+mtrl.testing:Probes/endless", value_clip=0.2, **options).train(2)
+    while not run.agent.rollout.full:
+        run.step()
+    items, _ = run.agent._prepare()
+    for batch in items.minibatches(1, torch.Generator().manual_seed(0)):
+        value = judge(run.agent.critic, batch.scene)
+        torch.testing.assert_close(value, batch.columns["old_value"], atol=1e-4, rtol=1e-4)
+
+
+def test_a_loss_over_the_batch_sees_every_row_of_it() -> None:
+    """Repeated observations are computed once, but not in front of a trunk that counts them."""
+    suite = "minigrid/Empty-5x5"
+    for kind, folds in (("multi_head", True), ("moe_topk", False)):
+        run = Run(suite, copies=8, rollout=64, trunk={"kind": kind})
+        while not run.agent.rollout.full:
+            run.step()
+        (batch,) = run.agent._prepare()[0].minibatches(1, torch.Generator().manual_seed(0))
+        assert (batch.scene.folded is not None) == folds, kind
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"popart": True, "normalize_value": False}, "set normalize_value=true"),
+        ({"chunk": 8}, "set memory, or leave chunk out"),
+        ({"trunk": {"kind": "paco", "widths": [8]}}, r"set head=\[\]"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PPO.Config(**options)
 
 
 def test_a_task_that_is_not_played_keeps_its_heads() -> None:

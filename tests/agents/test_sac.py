@@ -17,6 +17,7 @@ from mtrl.nn.cuda_graph import WARM, Graphed
 from mtrl.nn.descent import unchecked
 from mtrl.nn.normalizers import MaxReturnScale
 from mtrl.nn.trunk import TrunkConfig
+from mtrl.replay import as_kept
 from mtrl.spaces import make_spec
 from mtrl.testing import VALUES, check_agent
 from mtrl.types import Decision, Group, Layout, Obs, Spec, Step, TaskInfo
@@ -263,6 +264,52 @@ def test_metrics_average_the_updates_since_the_last_record() -> None:
         f"charts/probe/{t}_{name}" for t in range(3) for name in ("alpha", "q")
     }
     assert agent._sums == {}
+
+
+@pytest.mark.parametrize(("updates", "records"), [(6, 4), (3, 4)])
+def test_a_record_averages_all_updates_since_the_last(updates: int, records: int) -> None:
+    """Also where a vector step makes more of them than a record takes."""
+    agent = make(ragged_spec(), warmup=10, log_every=2, updates=updates)
+    seen: list[float] = []
+    step = agent._step
+
+    def look(rows: Any) -> dict[str, torch.Tensor]:
+        found = step(rows)
+        seen.append(found["critic"].item())
+        return found
+
+    agent._step = look  # type: ignore[method-assign]
+    actor = SACActor(agent, RAGGED_LAYOUT, True)
+    ragged_run(agent, actor, 12)
+    means, start = [], len(seen)
+    for _ in range(records):
+        means.append(agent.update()["losses/critic"])
+        assert means[-1] == pytest.approx(np.mean(seen[start : start + updates])), (seen, means)
+        start = len(seen)
+
+
+def test_reward_scales_see_what_the_replay_keeps() -> None:
+    """Death ends a unit's return, and the dead earn nothing, where rewards are not shared."""
+    leaves = {"vector": LINE, "alive": Box(0, 1, (), np.bool_)}  # type: ignore[call-overload]
+    spec = Spec((TaskInfo("probe/a", "arm", 5, agents=2),), (Group("arm", leaves, LINE, (0,)),))
+    alive = [np.array(x) for x in ([True, True], [False, True], [False, True])]
+    no = np.zeros(2, bool)
+
+    def step(now: int, reward: list[float], truncated: bool) -> Step:
+        before, after = (
+            Obs({"arm": {"vector": np.zeros((2, 1), np.float32), "alive": x}}, np.zeros(2, int), no)
+            for x in (alive[now], alive[now + 1])
+        )
+        action = Decision({"arm": np.zeros((2, 1), np.float32)}, {})
+        return Step(before, action, np.array(reward), no, np.full(2, truncated), no, after, ~no)
+
+    first, second = as_kept(step(0, [1.0, 0.0], False), spec), as_kept(step(1, [7.0, 0.0], True), spec)
+    assert first.terminated.tolist() == [True, False]
+    assert second.active.tolist() == [False, True]
+    scale = MaxReturnScale(1, gamma=0.9)
+    scale.observe(first)
+    scale.observe(second)
+    assert scale.largest.tolist() == [1.0]
 
 
 def scale_step(reward: float, *, end: str = "", task: int = 0) -> Step:

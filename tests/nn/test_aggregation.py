@@ -150,7 +150,7 @@ def losses(net: Net, x: torch.Tensor, task: torch.Tensor) -> list[torch.Tensor]:
     return [net(x[task == k], task[task == k]).square().mean() for k in range(3)]
 
 
-@pytest.mark.parametrize("kind", ["multi_head", "moore", "care", "paco", "shared"])
+@pytest.mark.parametrize("kind", ["multi_head", "moore", "care", "paco", "shared", "soft_modules"])
 def test_slices_give_the_jacobian_of_full_backward_passes(kind: str) -> None:
     net = Net(kind).double()
     x, task = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) % 3
@@ -162,6 +162,7 @@ def test_slices_give_the_jacobian_of_full_backward_passes(kind: str) -> None:
         "care": {"trunk.context.embedding"},
         "paco": {"trunk.weights"},
         "shared": set(),
+        "soft_modules": {"trunk.task.weight"},
     }
     assert names == expected[kind]
     jacobian = task_jacobian(losses(net, x, task), shared, own)

@@ -104,3 +104,20 @@ def test_an_absent_task_neither_counts_nor_disturbs_the_others(name: Any) -> Non
         after = losses.detach() * 0.9
         whole.step(after if whole.needs_after else None)
         pair.step(after[:2] if pair.needs_after else None)
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "famo"])
+def test_a_task_that_leaves_keeps_its_weight(name: Any) -> None:
+    """Though Adam's momentum, and FAMO's weight decay, would move it on."""
+    balancer = make_balancer(name, 2)
+    weight = balancer.log_variance if name == "uncertainty" else balancer.logits  # type: ignore[attr-defined]
+    kept = weight.detach().clone()
+    for present in [None] * 5 + [torch.tensor([True, False])] * 5:
+        losses = torch.tensor([2.0, 0.5 if present is None else 0.0], requires_grad=True)
+        balancer(losses, present).backward()
+        balancer.step(losses.detach() * torch.tensor([0.9, 0.8]) if balancer.needs_after else None)
+        if present is None:
+            kept = weight.detach().clone()
+            assert kept[1] != 0
+    assert weight[1] == kept[1]
+    assert weight[0] != kept[0]

@@ -22,6 +22,7 @@ from mtrl.nn.diagnostics import (
 )
 from mtrl.nn.heads import TaskMLP
 from mtrl.nn.trunk import TrunkConfig, make_trunk
+from tests.trunks import small
 
 
 def test_usage_and_similarity_of_tasks() -> None:
@@ -73,7 +74,7 @@ def test_conflict_of_gradients() -> None:
 class Net(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
-        config = TrunkConfig(kind=kind, widths=(8, 6), **({"experts": 2} if kind == "moore" else {}))  # type: ignore[arg-type]
+        config = TrunkConfig(**{**small(kind, 8, 6), **({"experts": 2} if kind == "moore" else {})})
         self.trunk: Any = make_trunk(config, 4, 2)
         self.head = TaskMLP(2, (self.trunk.out, 1))
 
@@ -105,6 +106,28 @@ def test_inspection_of_a_mixture() -> None:
     assert found["dormant"] == pytest.approx(float(dormant_units(hidden).float().mean()))
     assert found["dormant"] >= 1 / 16
     assert not net.trunk._forward_hooks
+
+
+def test_experts_that_serve_rows_of_their_own_are_dormant_one_by_one() -> None:
+    """A dead one, and one that no row chose, count with all of their units."""
+    net = Net("moe_topk")
+    x, task = torch.rand(60, 4), torch.arange(60) % 2
+    alive = look(net, x, task)["dormant"]
+    first, units = net.trunk.experts.layers[0], 8 + 6 + 8 + 3 * 8  # shared layers, gate, experts
+    with torch.no_grad():
+        first.weight[1] = 0
+        first.bias[1] = -1
+    assert look(net, x, task)["dormant"] * units >= alive * units + 4  # some of the eight may have slept before
+    with torch.no_grad():
+        net.trunk.gate[-1].bias[0] = -1e9
+    assert look(net, x, task)["dormant"] * units >= 16
+
+
+def test_beyond_the_width_nothing_is_left_of_an_expert() -> None:
+    found = residual_share(torch.randn(5, 6, 3))
+    assert found.shape == (6,)
+    assert found[3:].tolist() == [0, 0, 0]
+    assert (found[:3] > 0).all()
 
 
 def test_inspection_of_a_plain_trunk() -> None:

@@ -101,3 +101,14 @@ def test_nothing_is_remembered_where_little_repeats() -> None:
     assert Recall([_group()], torch.device("meta")).lookup(0) is None
     assert Recall([_group(vector=VECTOR)], CPU).lookup(0) is None
     assert Recall([_group(), _group("picture", image=Box(0, 255, (4, 84, 84), np.uint8))], CPU).lookup(0) is None
+
+
+def test_a_leaf_may_be_a_number() -> None:
+    """As ``alive`` of a team."""
+    alive = Box(0, 1, (), np.bool_)  # type: ignore[call-overload]
+    memory, net = Recall([_group(image=GRID, vector=VECTOR, alive=alive)], CPU), _Network()
+    lookup = memory.lookup(1)
+    assert lookup is not None
+    rows = _rows([5, 5, 5], [0, 0, 0])
+    leaves = {"grid": {**rows.leaves["grid"], "alive": torch.tensor([[True, False, True]])}}
+    assert lookup(rows._replace(leaves=leaves), net).tolist() == [[[5, 0, 0], [5, 0, 1], [5, 0, 0]]]

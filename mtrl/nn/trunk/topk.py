@@ -31,6 +31,7 @@ class TopKTrunk(nn.Module):
     """
 
     per_task = True
+    whole = True  # the balancing loss is a mean over all rows of the batch, repeated ones among them
 
     def __init__(self, config: TrunkConfig, width: int, num_tasks: int) -> None:
         super().__init__()
