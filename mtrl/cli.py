@@ -282,7 +282,7 @@ def results(
     with _friendly():
         if curves is not None:
             if curves.suffix == ".csv":
-                path = store.import_curves(folder, curves, agent=agent or curves.stem, suite=suite)
+                path = store.import_curves(folder, curves, agent=agent, suite=suite)
             else:
                 path = restore(curves, folder, agent)
             console.print(f"wrote {path}", soft_wrap=True, markup=False)

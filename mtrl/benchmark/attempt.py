@@ -65,8 +65,18 @@ def folder_of(root: Path, job: Job) -> Path:
 
 def finished(root: Path, job: Job) -> bool:
     """Whether the run is complete: its final evaluation covers all its steps."""
-    path = folder_of(root, job) / runs.SUMMARY
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["steps"] >= job.config.steps
+    return read_json(folder_of(root, job) / runs.SUMMARY).get("steps", 0) >= job.config.steps
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object; {} if there is no such file. BenchmarkError if it holds something else."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BenchmarkError(f"{path} is damaged ({error}): move {path.parent} away, or run it again") from None
+    return found if isinstance(found, dict) else {}
 
 
 class Attempt:
@@ -178,7 +188,7 @@ def write_config(job: Job, root: Path) -> None:
 
 def _manifest(job: Job, benchmark: str, engine: str, command: list[str], folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    before: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = read_json(path)
     plain = job.config.model_dump(mode="json")
     return {
         "format": 1,

@@ -6,7 +6,6 @@ a run whose node dies goes on from its last checkpoint on another one.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtrl.benchmark.attempt import MANIFEST, Attempt, BenchmarkError, Outcome, finished, folder_of
+from mtrl.benchmark.attempt import MANIFEST, Attempt, BenchmarkError, Outcome, finished, folder_of, read_json
 from mtrl.benchmark.engine import cores
 from mtrl.benchmark.progress import Board
 from mtrl.benchmark.spec import Job
@@ -105,4 +104,4 @@ def _outcome(ray: Any, ref: Any, job: Job, root: Path) -> Outcome | None:
 
 def _attempts(root: Path, job: Job) -> int:
     path = folder_of(root, job) / MANIFEST
-    return len(json.loads(path.read_text(encoding="utf-8"))["attempts"]) if path.exists() else 0
+    return len(read_json(path).get("attempts", ()))

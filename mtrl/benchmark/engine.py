@@ -13,13 +13,24 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import yaml
 
 from mtrl import runs
-from mtrl.benchmark.attempt import Attempt, BenchmarkError, Outcome, finished, folder_of, write_config
+from mtrl.benchmark.attempt import (
+    MANIFEST,
+    RUNS,
+    Attempt,
+    BenchmarkError,
+    Outcome,
+    finished,
+    folder_of,
+    read_json,
+    write_config,
+)
 from mtrl.benchmark.progress import Board
+from mtrl.benchmark.settings import changed, leaves
 from mtrl.benchmark.spec import Job, Spec, dump_spec, plan, waves
 from mtrl.files import write_text
 from mtrl.machine import usable_cores
@@ -78,6 +89,7 @@ def run_grid(spec: Spec, root: Path, engine: Engine, board: Board, *, resume: bo
         raise BenchmarkError(f"{root} already holds a grid: go on with --resume, or choose another --out")
     for job in jobs:
         _same_config(root, job)
+    _same_settings(root, jobs)
     root.mkdir(parents=True, exist_ok=True)
     with _alone(root), collected(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as interrupted:
         write_text(root / SPEC, dump_spec(spec))
@@ -172,21 +184,28 @@ def _same_config(root: Path, job: Job) -> None:
     if not path.exists():
         return
     old, new = yaml.safe_load(path.read_text(encoding="utf-8")), job.config.model_dump(mode="json")
-    changed = [place for place, a, b in leaves(old, new) if a != b and not place.startswith("log.")]
-    if changed:
+    places = [place for place, a, b in leaves(old, new) if a != b and not place.startswith("log.")]
+    if places:
         raise BenchmarkError(
-            f"{path.parent} was started with other settings ({', '.join(changed)}): "
+            f"{path.parent} was started with other settings ({', '.join(places)}): "
             "undo the change in the spec, give the agent a new label, or choose another --out"
         )
 
 
-def leaves(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Two trees of settings side by side: (dotted place, old, new) of every leaf that is in one of them."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in {**old, **new}:
-            yield from leaves(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
-    else:
-        yield place, old, new
+def _same_settings(root: Path, jobs: Sequence[Job]) -> None:
+    """Runs of seeds that the spec does not name any more stand in the same tables: they are compared, too."""
+    ours = {(job.agent, job.suite, job.task): job for job in jobs}
+    planned = {folder_of(root, job) for job in jobs}
+    for path in sorted(root.glob(f"{RUNS}/*/{MANIFEST}")):
+        manifest = read_json(path)
+        job = ours.get((manifest.get("agent", ""), manifest.get("suite", ""), manifest.get("task")))
+        if job is None or path.parent in planned or not (path.parent / runs.CONFIG).exists():
+            continue
+        if places := changed(manifest["config"], job.config.model_dump(mode="json")):
+            raise BenchmarkError(
+                f"{path.parent}, of the same agent, was started with other settings ({', '.join(places)}): undo the "
+                "change in the spec, give the agent a new label, or choose another --out"
+            )
 
 
 @contextlib.contextmanager

@@ -25,13 +25,13 @@ import yaml
 from mtrl.benchmark import charts
 from mtrl.benchmark.analysis import Entry, Reached, SuiteResult, analyse, reached
 from mtrl.benchmark.attempt import BenchmarkError
-from mtrl.benchmark.engine import SPEC, leaves
+from mtrl.benchmark.engine import SPEC
 from mtrl.benchmark.report import machines, versions
+from mtrl.benchmark.settings import changed, essential
 from mtrl.benchmark.spec import Spec, dump_spec, load_spec, slug
-from mtrl.benchmark.store import Cost, Run, Store, essential, load, settings_of
+from mtrl.benchmark.store import Cost, Run, Store, load, settings_of
 from mtrl.benchmark.svg import line_chart, standalone
 from mtrl.benchmark.tables import markdown, rows_of
-from mtrl.config import ConfigError, parse_config
 from mtrl.files import write_text
 
 ROWS, RUNS, SETTINGS, README = "rows.jsonl", "runs.jsonl", "settings.yaml", "README.md"
@@ -62,8 +62,8 @@ def keep(sources: Sequence[Path], target: Path, command: str = "") -> list[Path]
     for place in places:
         found, theirs = _read(place) if (place / RUNS).is_file() else _of(load(place))
         for name in theirs:
-            if name in settings and (changed := _changed(settings[name], theirs[name])):
-                raise BenchmarkError(f"{place}: {name} was run with other settings ({', '.join(changed)}): {_APART}")
+            if name in settings and (places := changed(settings[name], theirs[name])):
+                raise BenchmarkError(f"{place}: {name} was run with other settings ({', '.join(places)}): {_APART}")
         stores.append(found)
         settings |= theirs
     spec = _joint([store.spec for store in stores if store.spec])
@@ -97,9 +97,7 @@ def _of(store: Store) -> tuple[Store, Settings]:
     for run in store.runs:
         for part in run.parts or (run,):
             alone = f", {part.task} alone" if part.task else ""
-            plain = settings_of(part)
-            if changed := _changed(settings.setdefault(f"{run.agent} on {run.suite}{alone}", plain), plain):
-                raise BenchmarkError(f"{part.folder} differs from other seeds ({', '.join(changed)}): {_APART}")
+            settings.setdefault(f"{run.agent} on {run.suite}{alone}", settings_of(part))  # as of the other seeds
         runs.append(replace(run, cost=_thin(run), config={}, parts=(), command=(), reason=""))
     return replace(store, runs=tuple(runs)), settings
 
@@ -111,19 +109,6 @@ def _thin(run: Run) -> Cost | None:
     last = run.cost.marks[-1][0]
     steps = sorted({min(row["step"], last) for row in run.rows} | {last})
     return replace(run.cost, marks=tuple((step, round(run.cost.seconds_at(step), 3)) for step in steps))
-
-
-def _changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Places where settings differ. Those of older versions lack newer fields: the schema says what they meant."""
-    return [place for place, a, b in leaves(_whole(ours), _whole(theirs)) if a != b]
-
-
-def _whole(settings: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        found = parse_config(settings).model_dump(mode="json")
-    except ConfigError:  # an agent that is not installed here
-        return essential(settings)
-    return essential(found)
 
 
 def _merge(runs: Iterable[Run]) -> list[Run]:

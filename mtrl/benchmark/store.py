@@ -12,11 +12,8 @@ brought in by ``import_curves``; they stand beside ours but have no cost.
 
 from __future__ import annotations
 
-import copy
 import csv
-import functools
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,8 +23,9 @@ from typing import Any
 import yaml
 
 from mtrl import registry, runs
-from mtrl.benchmark.attempt import MANIFEST, RUNS, BenchmarkError
-from mtrl.benchmark.engine import SPEC, leaves
+from mtrl.benchmark.attempt import MANIFEST, RUNS, BenchmarkError, read_json
+from mtrl.benchmark.engine import SPEC
+from mtrl.benchmark.settings import changed, essential
 from mtrl.benchmark.spec import PROTOCOL, Spec, load_spec, slug
 from mtrl.files import write_text
 from mtrl.log import METRICS, read
@@ -35,8 +33,6 @@ from mtrl.log import METRICS, read
 ACTIONS = {"eval": "greedy", "eval_sampled": "sampled"}
 VALUES = ("score", "success", "success_last", "return", "length")
 COLUMNS = ("agent", "suite", "task", "seed", "step", "actions", *VALUES)
-# Fields of a run that its results do not depend on; on the device only as on the machine, by rounding.
-FREE = ("seed", "log", "checkpoint", "workers", "patience", "device", "agent.cuda_graph")
 RESULTS, RUN_TABLE, IMPORTED = "results.csv", "runs.csv", "imported"
 Row = Mapping[str, Any]
 """``COLUMNS`` of one task at one evaluation; values that a task does not have are missing."""
@@ -148,11 +144,13 @@ def load(root: Path) -> Store:
     """
     specs = [path for path in (root / SPEC,) if path.is_file()]
     spec = load_spec(specs[0]) if specs else None
-    folders = [path.parent for pattern in ("", "*/", f"{RUNS}/*/") for path in root.glob(pattern + runs.CONFIG)]
-    found = [_run(folder) for folder in sorted(set(folders)) if (folder / METRICS).exists()]
-    found = _told_apart(_join(found))
+    names = (runs.CONFIG, MANIFEST)  # a run that failed before it was set up has the latter alone
+    places = [pattern + name for pattern in ("", "*/", f"{RUNS}/*/") for name in names]
+    folders = sorted({path.parent for place in places for path in root.glob(place)})
+    found = [_run(folder) for folder in folders if (folder / METRICS).exists() or (folder / MANIFEST).exists()]
+    found = _join(_told_apart(found))
     found += [run for path in sorted((root / IMPORTED).glob("*.csv")) for run in _imported(path)]
-    if not found:
+    if not any(run.status == "imported" or (run.folder / METRICS).exists() for run in found):
         raise BenchmarkError(f"{root} holds no run with records: give a folder that mtrl benchmark or train wrote")
     order = list(spec.agents) if spec else []
     suites = list(spec.suites) if spec else []
@@ -172,33 +170,55 @@ def evaluations(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
         yield {"step": record["step"], "actions": actions, "task": task, **values}
 
 
-def import_curves(root: Path, source: Path, *, agent: str, suite: str | None = None) -> Path:
+def import_curves(root: Path, source: Path, *, agent: str | None = None, suite: str | None = None) -> Path:
     """Put a CSV of another project's curves beside the runs in ``root``; the last step of each seed is its result.
+
+    Curves that were imported under the same name stay, but for those of the same suite and seed.
 
     Args:
         root: where to.
         source: columns ``step,task,seed,score``; optionally ``suite,success,success_last,return,length``.
-        agent: what to call it.
+        agent: what to call it; None: what a column of that name says, or else the file's name.
         suite: for all rows, if the file has no such column; None: the suite in ``root`` that has these tasks.
 
     Returns:
         the file written: ``root/imported/AGENT.csv``.
 
     Raises:
-        BenchmarkError: columns are missing, a value is no number, or the suite cannot be told.
+        BenchmarkError: columns are missing, a value is no number or comes twice, the suite cannot be told, or a run
+            in ``root`` has the same label.
     """
     rows = _parse(source)
+    try:
+        found = load(root).runs
+    except BenchmarkError:  # no runs yet
+        if suite is None and "suite" not in rows[0]:
+            raise
+        found = ()
     if suite is None and "suite" not in rows[0]:
         tasks = {row["task"] for row in rows}
-        known = {run.suite for run in load(root).runs if tasks <= {row["task"] for row in run.rows}}
+        known = {run.suite for run in found if tasks <= {row["task"] for row in run.rows}}
         if len(known) != 1:
             several = f"{len(known)} suites in {root} have" if known else f"no suite in {root} has"
             raise BenchmarkError(
                 f"{source}: {several} the tasks {', '.join(sorted(tasks)[:4])}: say which with --suite"
             )
         (suite,) = known
-    whole = [{"actions": "greedy", "agent": agent, **({"suite": suite} if suite else {}), **row} for row in rows]
-    return write_rows(root / IMPORTED / f"{slug(agent)}.csv", whole)
+    given = {**({"agent": agent} if agent else {}), **({"suite": suite} if suite else {})}
+    whole = [{"actions": "greedy", "agent": source.stem, **row, **given} for row in rows]
+    for label in dict.fromkeys(row["agent"] for row in whole):
+        if any(run.agent == label and run.status != "imported" for run in found):
+            raise BenchmarkError(f"{source}: {root} has runs of its own of {label!r}: call the curves by --agent NAME")
+    seen: set[tuple[Any, ...]] = set()
+    for row in whole:
+        key = tuple(row.get(name) for name in ("agent", "suite", "seed", "step", "actions", "task"))
+        if key in seen:
+            raise BenchmarkError(f"{source}: {key[0]} has seed {key[2]} of {key[5]} at step {key[3]} twice")
+        seen.add(key)
+    path = root / IMPORTED / f"{slug(agent or source.stem)}.csv"
+    new = {(row["agent"], row.get("suite"), row["seed"]) for row in whole}
+    old = _parse(path) if path.exists() else []
+    return write_rows(path, [row for row in old if (row["agent"], row.get("suite"), row["seed"]) not in new] + whole)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> Path:
@@ -241,10 +261,12 @@ def run_row(run: Run) -> dict[str, Any]:
 
 
 def _run(folder: Path) -> Run:
-    config: dict[str, Any] = yaml.load((folder / runs.CONFIG).read_text(encoding="utf-8"), yaml.CSafeLoader)
-    manifest = _json(folder / MANIFEST)
-    summary = _json(folder / runs.SUMMARY)
-    records = read(folder / METRICS)
+    manifest = read_json(folder / MANIFEST)
+    summary = read_json(folder / runs.SUMMARY)
+    config = _config(folder / runs.CONFIG) if (folder / runs.CONFIG).exists() else manifest.get("config")
+    if not config:
+        raise BenchmarkError(f"{folder / runs.CONFIG} is empty: move {folder} away, or run it again")
+    records = read(folder / METRICS) if (folder / METRICS).exists() else []
     agent, suite = manifest.get("agent", config["agent"]["kind"]), manifest.get("suite", config["suite"])
     # A run that was killed between its last evaluation and its summary wrote that evaluation twice, bit for bit.
     unique = {
@@ -260,7 +282,8 @@ def _run(folder: Path) -> Run:
     if threads and workers != "auto":
         memory = max(memory, default=None)
         cost = Cost(_marks(records), threads + workers, memory, config["device"], manifest.get("hardware", {}))
-    complete = summary.get("steps", 0) >= config["steps"]
+    ends = max((row["step"] for row in unique.values()), default=0)  # at less, if records were lost
+    complete = config["steps"] <= summary.get("steps", 0) <= ends
     status = "finished" if complete else manifest.get("status", "unfinished")
     protocols = {name: task["protocol"] for name, task in summary.get("evaluation", {}).get("tasks", {}).items()}
     return Run(
@@ -288,39 +311,35 @@ def settings_of(run: Run) -> dict[str, Any]:
     return essential(run.config)
 
 
-def essential(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy without the fields in ``FREE``."""
-    kept = copy.deepcopy(dict(config))
-    for place in FREE:
-        *above, last = place.split(".")
-        holder = functools.reduce(lambda part, key: part.get(key, {}), above, kept)
-        holder.pop(last, None)
-    return kept
-
-
 def _told_apart(found: Sequence[Run]) -> list[Run]:
     """Runs of one agent and suite whose settings differ are no seeds of one another: the label says what differs.
 
-    A grid's labels tell them apart already.
+    A grid's labels tell them apart already: what was started beside it gets another one if its settings are others.
 
     Raises:
-        BenchmarkError: a seed comes twice with the same settings.
+        BenchmarkError: a seed comes twice with the same settings, or runs of one label of a grid differ in theirs.
     """
-    groups: dict[tuple[str, str], list[Run]] = {}
-    told = []
+    groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in found:
-        if run.command:
-            told.append(run)
-        else:
-            groups.setdefault((run.agent, run.suite), []).append(run)
+        groups.setdefault((run.agent, run.suite, run.task), []).append(run)
+    told = []
     for group in groups.values():
-        settings = [settings_of(run) for run in group]
-        places = {place: None for other in settings for place, a, b in leaves(settings[0], other) if a != b}
+        group.sort(key=lambda run: not run.command)  # stable
+        first = group[0]
+        differ = [changed(first.config, run.config) for run in group]
+        for run, places in zip(group, differ, strict=True):
+            if run.command and places:
+                raise BenchmarkError(
+                    f"{first.folder} and {run.folder} are both {run.agent} on {run.suite}, with other settings "
+                    f"({', '.join(places)}): move one of them away"
+                )
+        places = dict.fromkeys(place for own in differ for place in own)
         seeds: dict[tuple[str, int], Run] = {}
-        for run, own in zip(group, settings, strict=True):
-            if places:
-                changed = [f"{place.removeprefix('agent.')}={_value(own, place)}" for place in places]
-                label = f"{run.agent} ({', '.join(changed)})"  # all of it: a part could be another run's, too
+        for run, own in zip(group, differ, strict=True):
+            if places and (own or not first.command):
+                settings = settings_of(run)
+                shown = [f"{place.removeprefix('agent.')}={_value(settings, place)}" for place in places]
+                label = f"{run.agent} ({', '.join(shown)})"  # all of it: a part could be another run's, too
                 run = replace(run, agent=label, rows=tuple({**row, "agent": label} for row in run.rows))
             other = seeds.setdefault((run.agent, run.seed), run)
             if other is not run:
@@ -398,12 +417,16 @@ def _parse(source: Path) -> list[dict[str, Any]]:
     if not source.is_file():
         near = registry.nearest(source.name, [path.name for path in source.parent.glob("*.csv")])
         raise BenchmarkError(f"{source} does not exist" + (f"; did you mean {source.parent / near}?" if near else ""))
-    with source.open(newline="", encoding="utf-8") as file:
+    with source.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
         reader = csv.DictReader(file)
-        columns = list(reader.fieldnames or ())
+        try:
+            columns = list(reader.fieldnames or ())
+        except UnicodeDecodeError:
+            raise BenchmarkError(f"{source} is no text: a CSV file is needed") from None
         missing = [name for name in ("step", "task", "seed", "score") if name not in columns]
         if missing:
-            near = [f"{name} (is it {registry.nearest(name, columns)!r}?)" for name in missing]
+            like = {name: registry.nearest(name, columns) for name in missing}
+            near = [f"{name} (is it {known!r}?)" if known else name for name, known in like.items()]
             raise BenchmarkError(f"{source}: no column {', '.join(near)}; needed: step,task,seed,score")
         rows: list[dict[str, Any]] = []
         for number, raw in enumerate(reader, start=2):
@@ -449,8 +472,11 @@ def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _json(path: Path) -> Mapping[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _config(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BenchmarkError(f"{path} is damaged ({error}): move {path.parent} away, or run it again") from None
 
 
 def _place(name: str, order: Sequence[str]) -> tuple[int, str]:

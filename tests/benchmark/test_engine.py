@@ -210,6 +210,16 @@ def test_a_changed_spec_is_not_mixed_with_old_runs(tmp_path: Path) -> None:
         run_grid(other, tmp_path, Local(1), board(), resume=True)
 
 
+def test_a_changed_spec_is_not_mixed_with_runs_of_seeds_that_it_names_no_more(tmp_path: Path) -> None:
+    job = plan(spec())[0]
+    runs.start(folder_of(tmp_path, job), job.config)
+    about = {"agent": job.agent, "suite": job.suite, "config": job.config.model_dump(mode="json")}
+    (folder_of(tmp_path, job) / attempt.MANIFEST).write_text(json.dumps(about))
+    other = spec(run={**spec().run, "copies": 3}, seeds=[7])
+    with pytest.raises(BenchmarkError, match=r"of the same agent, was started with other settings \(copies\)"):
+        run_grid(other, tmp_path, Local(1), board(), resume=True)
+
+
 def test_one_engine_a_grid(tmp_path: Path, fake: dict[str, str]) -> None:
     class Intruding(Board):
         def begin(self, jobs: Sequence[Job], todo: Sequence[Job], root: Path) -> None:

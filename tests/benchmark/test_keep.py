@@ -116,6 +116,13 @@ def test_the_spec_of_several_grids_makes_the_runs_of_all(tmp_path: Path, grid_wr
     assert load_spec(kept / "spec.yaml") == load_spec(tmp_path / "2" / "spec.yaml")
 
 
+def test_a_spec_may_name_an_agent_without_settings(tmp_path: Path, grid_writer: Writer) -> None:
+    grid = grid_writer(tmp_path / "grid", {"a": 0.5}, ["s/x"], seeds=1)
+    edit(grid / "spec.yaml", lambda found: found.update(run={"agent": "random"}))
+    keep([grid], tmp_path / "kept")
+    assert load_spec(tmp_path / "kept" / "spec.yaml").run == {"agent": "random"}
+
+
 def test_parts_of_a_run_are_kept_as_one(tmp_path: Path, run_writer: Writer) -> None:
     for task in ("toy/a", "toy/b"):
         folder = run_writer(tmp_path, "one by one", task, 0, tasks=(task,))
@@ -206,4 +213,4 @@ def test_an_agent_of_fewer_steps_is_not_lost(tmp_path: Path, run_writer: Writer)
     keep([tmp_path / "grid"], tmp_path / "kept")
     text = (tmp_path / "kept" / README).read_text()
     (line,) = (line for line in text.splitlines() if line.startswith("random, after 1,000 steps per task: "))
-    assert line.endswith(", 1 runs.")
+    assert line.endswith(", 1 run.")

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mtrl.benchmark import store
 from mtrl.benchmark.analysis import analyse
 from mtrl.benchmark.attempt import BenchmarkError
+from mtrl.benchmark.report import render
 from mtrl.benchmark.store import Cost
 
 Writer = Callable[..., Path]
@@ -220,3 +222,72 @@ def test_single_tasks_count_when_all_of_them_are_done(tmp_path: Path, run_writer
     assert [(run.status, run.usable) for run in store.load(tmp_path).runs] == [("unfinished", False)]
     alone(tmp_path, run_writer, "toy/b", tasks, finished=False)
     assert [(run.status, run.usable) for run in store.load(tmp_path).runs] == [("running", False)]
+
+
+def settings(folder: Path, **agent: Any) -> None:
+    """Change settings of a run's agent."""
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["agent"].update(agent)
+    path.write_text(yaml.safe_dump(config))
+
+
+def test_runs_beside_a_grid_are_no_seeds_of_its_agents(tmp_path: Path, grid_writer: Writer, run_writer: Writer) -> None:
+    grid_writer(tmp_path, {"ppo": 0.5}, ["s/x"], seeds=2)
+    settings(run_writer(tmp_path, "ppo", "s/x", 7, manifest=False), lr=1e-8)
+    found = [(run.agent, run.seed) for run in store.load(tmp_path).runs]
+    assert found == [("ppo", 0), ("ppo", 1), ("ppo (lr=1e-08)", 7)]
+    settings(tmp_path / "runs" / "ppo--s_x--1", lr=1e-8)
+    with pytest.raises(BenchmarkError, match=r"are both ppo on s/x, with other settings \(agent.lr\): move one"):
+        store.load(tmp_path)
+
+
+def test_a_seed_that_comes_twice_is_refused(tmp_path: Path, grid_writer: Writer) -> None:
+    grid_writer(tmp_path, {"ppo": 0.5}, ["s/x"], seeds=1)
+    shutil.copytree(tmp_path / "runs" / "ppo--s_x--0", tmp_path / "runs" / "copy")
+    with pytest.raises(BenchmarkError, match="are both ppo with seed 0"):
+        store.load(tmp_path)
+
+
+def test_a_run_that_failed_before_it_began_is_counted(tmp_path: Path, grid_writer: Writer) -> None:
+    grid_writer(tmp_path, {"ppo": 0.5, "sac": 0.5}, ["s/x"], seeds=1)
+    folder = tmp_path / "runs" / "sac--s_x--0"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"status": "failed", "config": config}
+    for name in ("config.yaml", "metrics.jsonl", "summary.json"):
+        (folder / name).unlink()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    found = store.load(tmp_path)
+    assert [(run.agent, run.status) for run in found.runs] == [("ppo", "finished"), ("sac", "failed")]
+    assert "1 of 2 finished" in render(analyse(found))
+
+
+@pytest.mark.parametrize("name", ["summary.json", "manifest.json", "config.yaml"])
+def test_a_damaged_file_is_named(name: str, tmp_path: Path, grid_writer: Writer) -> None:
+    grid_writer(tmp_path, {"ppo": 0.5}, ["s/x"], seeds=1)
+    path = tmp_path / "runs" / "ppo--s_x--0" / name
+    path.write_text("")
+    with pytest.raises(BenchmarkError, match=f"{name} is (damaged|empty)"):
+        store.load(tmp_path)
+
+
+def test_a_run_whose_last_records_are_lost_is_not_finished(tmp_path: Path, run_writer: Writer) -> None:
+    path = run_writer(tmp_path, "ppo", "s/x", 0) / "metrics.jsonl"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    (run,) = store.load(tmp_path).runs
+    assert (run.status, run.usable) == ("unfinished", False)
+
+
+def test_imported_curves_join_no_agent_of_ours(tmp_path: Path, run_writer: Writer) -> None:
+    run_writer(tmp_path, "ppo", "s/x", 0)
+    source = tmp_path / "ppo.csv"
+    source.write_text("\ufeffstep,task,seed,score\n10,toy/a,0,0.5\n10,toy/b,0,0.5\n", encoding="utf-8")
+    with pytest.raises(BenchmarkError, match="has runs of its own of 'ppo': call the curves by --agent NAME"):
+        store.import_curves(tmp_path, source, suite="s/x")
+    store.import_curves(tmp_path, source, agent="theirs", suite="s/x")
+    source.write_text("agent,step,task,seed,score\nppo,10,toy/a,1,0.7\n")
+    path = store.import_curves(tmp_path, source, agent="theirs", suite="s/x")  # the option wins over the column
+    assert [(row["agent"], row["seed"]) for row in store._parse(path)] == [("theirs", 0)] * 2 + [("theirs", 1)]
+    source.write_text("step,task,seed,score\n10,toy/a,0,0.5\n10,toy/a,0,0.6\n")
+    with pytest.raises(BenchmarkError, match="has seed 0 of toy/a at step 10 twice"):
+        store.import_curves(tmp_path, source, agent="theirs", suite="s/x")
