@@ -6,6 +6,7 @@ Every command is a few lines over the public functions; ``scripts/`` holds the s
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shlex
@@ -36,6 +37,9 @@ def main() -> None:
     app()
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a disk is, or may not be written to
+
+
 @contextlib.contextmanager
 def _friendly() -> Iterator[None]:
     """A user's mistake is one clear line and exit status 2; anything else keeps its traceback."""
@@ -44,17 +48,21 @@ def _friendly() -> Iterator[None]:
     from mtrl.config import ConfigError
     from mtrl.runs import RunError
     from mtrl.spaces import SpaceError
-    from mtrl.vector import RenderError
+    from mtrl.vector import EnvironmentFailedError, RenderError
+    from mtrl.vector.workers import UnsendableTaskError
     from mtrl.video import GifTooLongError
     from mtrl.watch import WatchError
 
     mistakes = (BenchmarkError, ConfigError, RunError, SpaceError, registry.MixError, registry.UnknownNameError)
     films = (GifTooLongError, RenderError, WatchError)
-    known = (*mistakes, *films, CheckpointError, FloatingPointError, MemoryError, registry.MissingPackageError)
+    played = (EnvironmentFailedError, UnsendableTaskError)
+    known = (*mistakes, *films, *played, CheckpointError, FloatingPointError, MemoryError, registry.MissingPackageError)
     try:
         yield
-    except (*known, FileExistsError, NotADirectoryError, PermissionError) as error:
-        # The last three: a folder or file that the user named.
+    except (*known, OSError) as error:
+        places = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # that the user named
+        if isinstance(error, OSError) and not isinstance(error, (*known, *places)) and error.errno not in _FULL:
+            raise
         what = f"cannot use {error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
         # Not as markup: "pip install 'mtrl-suite[sweep]'" would lose its extra.
         Console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {what}"), soft_wrap=True)
@@ -102,9 +110,10 @@ def train(
         summary = run(config, folder, resume=resume is not None)
     if summary.evaluation is not None:
         console.print(tables.evaluation(summary.evaluation))
-        console.print(f"run folder: {folder}")
+        console.print(f"run folder: {folder}", soft_wrap=True, markup=False)
     if summary.signal is not None:
-        console.print(f"interrupted at step {summary.steps}; go on with: mtrl train --resume {folder}")
+        go_on = shlex.join(["mtrl", "train", "--resume", str(folder)])
+        console.print(f"interrupted at step {summary.steps}; go on with: {go_on}", soft_wrap=True, markup=False)
         raise typer.Exit(128 + summary.signal)
 
 
@@ -115,7 +124,7 @@ def evaluate(
     seed: Annotated[int | None, typer.Option(min=0, help="evaluation seed; default: the run's")] = None,
     step: Annotated[int | None, typer.Option(help="checkpoint; default: the newest")] = None,
     sampled: Annotated[bool, typer.Option("--sampled", help="sample actions instead of taking the mode")] = False,
-    workers: Annotated[int | None, typer.Option(min=0, help="worker processes; default: as many as save time")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="worker processes; default: as the run says")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print every episode as JSON")] = False,
     video: Annotated[bool, typer.Option("--video", help="write best and worst episode of each task")] = False,
 ) -> None:
@@ -126,16 +135,18 @@ def evaluate(
     with _friendly():
         if video:
             _choose_gl()
-        runs.set_up_torch(runs.here(runs.config_of(run)))
+        config = runs.config_of(run)
+        runs.set_up_torch(runs.here(config))
         policy = runs.load(run, step)
         found = play(
             policy.agent,
             policy.tasks,
             spec=policy.spec,
             episodes=episodes,
-            seed=runs.config_of(run).eval.seed if seed is None else seed,
+            seed=config.eval.seed if seed is None else seed,
             explore=sampled,
-            workers="auto" if workers is None else workers,
+            workers=config.workers if workers is None else workers,
+            patience=config.patience,
         )
         for fault in found.faults:
             Console(stderr=True).print(f"replaced a worker: {fault.splitlines()[0]}", markup=False)
@@ -225,7 +236,7 @@ def benchmark(
         grid = run_grid(load_spec(spec), out, chosen, Board(console), resume=resume)
     go_on = f"mtrl benchmark {spec} --out {out} --resume"
     if grid.signal is not None:
-        console.print(f"interrupted; go on with: {go_on}", soft_wrap=True)
+        console.print(f"interrupted; go on with: {go_on}", soft_wrap=True, markup=False)
         raise typer.Exit(128 + grid.signal)
     if not grid.complete:
         ended = f"{len(grid.failed)} of {grid.total} runs failed" if grid.failed else "not all runs are finished"
@@ -256,10 +267,14 @@ def sweep(
         )
     if found.label is not None:
         values = " ".join(f"{name}={value}" for name, value in found.values.items())
-        console.print(f"best of {found.trials} trials: {found.label}, IQM {found.score:.3f}: {values}", soft_wrap=True)
-    console.print(f"all of them: mtrl report {out}", soft_wrap=True)
+        console.print(
+            f"best of {found.trials} trials: {found.label}, IQM {found.score:.3f}: {values}",
+            soft_wrap=True,
+            markup=False,
+        )
+    console.print(f"all of them: {shlex.join(['mtrl', 'report', str(out)])}", soft_wrap=True, markup=False)
     if not found.complete:
-        console.print(f"not complete; go on with: mtrl sweep {spec} --out {out}", soft_wrap=True)
+        console.print(f"not complete; go on with: mtrl sweep {spec} --out {out}", soft_wrap=True, markup=False)
         raise typer.Exit(1)
 
 
@@ -338,7 +353,7 @@ def plot(
     from mtrl.benchmark.inside import plot as write
 
     with _friendly():
-        console.print(f"wrote {write(runs, out)}", soft_wrap=True)
+        console.print(f"wrote {write(runs, out)}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -355,7 +370,9 @@ def dashboard(
             server = serve(folder, port)
         except OSError as error:
             raise BenchmarkError(f"port {port}: {error.strerror or error}; choose another with --port") from error
-    console.print(f"http://127.0.0.1:{server.server_address[1]}/ shows {folder}; Ctrl-C ends it", soft_wrap=True)
+    console.print(
+        f"http://127.0.0.1:{server.server_address[1]}/ shows {folder}; Ctrl-C ends it", soft_wrap=True, markup=False
+    )
     with contextlib.suppress(KeyboardInterrupt), server:
         server.serve_forever()
 
@@ -416,7 +433,7 @@ def export(
     from mtrl import runs
 
     with _friendly():
-        console.print(f"wrote {runs.export(run, target, step)}")
+        console.print(f"wrote {runs.export(run, target, step)}", soft_wrap=True, markup=False)
 
 
 def _plain(name: str) -> str:

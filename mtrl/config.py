@@ -7,8 +7,9 @@ A misspelt key names its path and the nearest valid key. The agent's part is che
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -226,9 +227,22 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
     # The agent's options first, against the agent's own schema, so that their errors carry full paths.
     problems = _problems(schema, {k: v for k, v in agent.items() if k != "kind"}, "agent.")
     problems += _problems(RunConfig, {**raw, "agent": DEFAULT_AGENT}, "")
+    endless = [place for place, value in _numbers({**raw, "agent": agent}) if not math.isfinite(value)]
+    problems += [f"{place}: must be finite; null turns off what may be turned off" for place in endless]
     if problems:
         raise ConfigError("; ".join(problems))
     return RunConfig.model_validate({**raw, "agent": agent})
+
+
+def _numbers(tree: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Floats, also those that are written as texts which pydantic takes for infinite ones, and where they are."""
+    if isinstance(tree, Mapping | list | tuple):
+        for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            yield from _numbers(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(tree, float):
+        yield place, tree
+    elif isinstance(tree, str) and tree.strip().lower().lstrip("+-") in ("inf", "infinity", "nan"):
+        yield place, math.nan
 
 
 def dump_config(config: RunConfig) -> str:

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -112,6 +113,7 @@ class Logger:
         self._truth = Jsonl(out / METRICS, resume_at) if "jsonl" in sinks else None
         self._mirrors: list[Sink] = []
         self._closed = False
+        self._shown = "terminal" in sinks
         if "terminal" in sinks:
             from mtrl.terminal import terminal
 
@@ -140,8 +142,10 @@ class Logger:
         self._tell("episode", task, episode, step, score)
 
     def notice(self, text: str) -> None:
-        """Tell the user a sentence."""
+        """Tell the user a sentence; on stderr, which a grid keeps, if there is no terminal display."""
         self._tell("notice", text)
+        if not self._shown:
+            print(text, file=sys.stderr, flush=True)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Hand the run's final results to the mirrors."""

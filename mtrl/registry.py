@@ -91,6 +91,17 @@ def names(kind: str) -> list[str]:
     return sorted({point.name for point in entry_points(group=kind)})
 
 
+_modules: dict[str, None] = {}
+
+
+def modules() -> list[str]:
+    """The modules of the suites that were asked for so far, in that order.
+
+    Worker processes import them, too: what they register (as with Gymnasium) is nowhere in a pickled task.
+    """
+    return list(_modules)
+
+
 def load(kind: str, name: str) -> Any:
     """The object behind an entry-point name or ``"module:Attr"``.
 
@@ -112,13 +123,18 @@ def load(kind: str, name: str) -> Any:
             # Suites may be classes, instances or functions: all names of the module could be meant.
             valid = [n for n, thing in vars(target).items() if n[0] != "_" and (kind == SUITES or is_agent(thing))]
             raise UnknownNameError(f"{what} in module {module!r}", attr, valid, "" if valid else f"- {_AN_AGENT}")
+        if kind == SUITES:
+            _modules[module] = None
         return getattr(target, attr)
     points: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=kind)}
     if name not in points:
         raise UnknownNameError(
             what, name, points, f'- or name one as "module:Attr", or install a package with the entry point {kind!r}'
         )
-    return points[name].load()
+    found = points[name].load()
+    if kind == SUITES:
+        _modules[points[name].module] = None
+    return found
 
 
 def suite(name: str) -> Suite:

@@ -56,9 +56,6 @@ def start(out: Path, config: RunConfig) -> None:
 def claimed(out: Path, config: RunConfig, step: int | None, *, resume: bool) -> Iterator[None]:
     """The run's folder while one process trains it, which the lock ends with, however it ends.
 
-    A run that goes on, perhaps for more steps than it was started for, has these in its ``config.yaml``, and no summary
-    of fewer.
-
     Args:
         out: the folder; made, unless ``resume``.
         config: of the run.
@@ -75,12 +72,20 @@ def claimed(out: Path, config: RunConfig, step: int | None, *, resume: bool) -> 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"another process trains {out}: wait for it or stop it") from None
-        if resume:
-            if step is not None and step >= config.steps and (out / SUMMARY).exists():
-                raise RunError(f"{out} is complete at step {step}; to go on, ask for more with --steps")
-            write_text(out / CONFIG, dump_config(config))
-            (out / SUMMARY).unlink(missing_ok=True)
+        if resume and step is not None and step >= config.steps and (out / SUMMARY).exists():
+            raise RunError(f"{out} is complete at step {step}; to go on, ask for more with --steps")
+        if resume and step is None:  # it begins anew
+            go_on(out, config)
         yield
+
+
+def go_on(out: Path, config: RunConfig) -> None:
+    """A run that goes on, perhaps for more steps, has these in its ``config.yaml``, and no summary of fewer.
+
+    For when its state is loaded: until then the run is what it was.
+    """
+    write_text(out / CONFIG, dump_config(config))
+    (out / SUMMARY).unlink(missing_ok=True)
 
 
 def config_of(out: Path) -> RunConfig:

@@ -315,6 +315,10 @@ def _action(space: gym.Space[Any], task: str) -> Discrete | Box:
             flat = f"({math.prod(space.shape)},)"
             fix = f"flatten it in the suite: declare shape {flat}, reshape actions to {space.shape} in step()"
             raise SpaceError(f"{task}: Box actions must have rank 1, got shape {space.shape}", fix)
+        if not np.issubdtype(space.dtype, np.floating):
+            n = math.prod((space.high.astype(int) - space.low.astype(int) + 1).tolist())
+            fix = f"enumerate it as Discrete({n}) in the suite, or declare float32 and round in step()"
+            raise SpaceError(f"{task}: Box actions must be floating-point numbers, got {space}", fix)
         if not space.is_bounded():
             fix = f"give it bounds in the suite, as in Box(-1.0, 1.0, {space.shape}), and scale actions in step()"
             raise SpaceError(f"{task}: Box actions must be bounded, got {space}", fix)

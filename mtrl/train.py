@@ -8,6 +8,8 @@ the same parameters, records and evaluation as an uninterrupted one.
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,7 +63,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
     """
     runs.set_up_torch(config)
     mix = registry.mix(config.suite)
-    tasks, spec = mix.tasks, make_spec(mix.tasks)
+    tasks, spec = _sound(mix.tasks), make_spec(mix.tasks)
     agent = runs.make_agent(config, spec)
     copies, sampler = _slots(config, spec, mix, agent)
     saved = _saved(out) if resume else None
@@ -86,8 +88,8 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             step = saved.step
             for name, part in parts.items():
                 part.load_state_dict(saved.state[name])
+            runs.go_on(out, config)
             logger.notice(f"resumed at step {step}")
-
         sizes = network_sizes(agent)
         for text in transfer.notices(sizes, origin):
             logger.notice(text)
@@ -230,6 +232,22 @@ def _slots(config: RunConfig, spec: Spec, mix: Mix, agent: Agent) -> tuple[list[
         raise ConfigError(f"sampler plr scores by value errors, which {config.agent['kind']!r} does not tell; ppo does")
     home = [task for group in spec.groups for task in group.tasks for _ in range(copies[task])]
     return copies, Sampled(config.sampler, spec, home, config.seed, mix.parts)
+
+
+def _sound(tasks: Sequence[Task]) -> Sequence[Task]:
+    """The tasks, if what they say of themselves can be used: else it would be missed when the first episode ends, or
+    when the results are written."""
+    for task in tasks:
+        low, high = task.score
+        if not (math.isfinite(low) and math.isfinite(high) and low != high):
+            raise ConfigError(f"{task.name}: its score {task.score} is no scale: give two finite numbers that differ")
+        if not isinstance(task.horizon, int) or task.horizon < 1:
+            raise ConfigError(f"{task.name}: its horizon is {task.horizon!r}: give a whole number from 1 on")
+        try:
+            json.dumps(dict(task.protocol))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{task.name}: its protocol cannot be written down ({error}): give texts") from None
+    return tasks
 
 
 def _vector(

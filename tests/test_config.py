@@ -117,6 +117,8 @@ def test_an_agent_and_its_options_in_any_order(words: list[str]) -> None:
     ("words", "message"),
     [
         (["workers=-1"], "workers"),
+        (["patience=inf"], "patience: must be finite"),
+        (["agent=ppo", "agent.clip=.inf"], "agent.clip: must be finite; null turns off"),
         (["eval.seed=-1"], "eval.seed"),
         (["copies=3", "slots=4", "sampler.kind=uniform"], "slots and copies both say"),
     ],

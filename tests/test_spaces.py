@@ -147,6 +147,7 @@ def test_team_adds_state_and_alive() -> None:
             r"must have rank 1, got shape \(2, 3\); flatten it .* shape \(6,\), resh",
         ),
         (TWO, Box(-np.inf, np.inf, (2,), np.float32), r"Box actions must be bounded, .*; give it bounds .* \(2,\)\)"),
+        (TWO, Box(-1, 1, (2,), np.int64), r"must be floating-point numbers, .*; enumerate it as Discrete\(9\) in"),
         (TWO, MultiDiscrete([2, 3]), r"must be Discrete or Box, got MultiDiscrete.*; enumerate it as Discrete\(6\) in"),
         (TWO, MultiBinary(3), r"must be Discrete or Box, got MultiBinary.*; enumerate it as Discrete\(8\) in"),
         (TWO, Text(5), "must be Discrete or Box, got Text.*; turn it into one Discrete or one bounded Box"),

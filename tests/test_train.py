@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import re
 import shutil
 import signal
@@ -21,7 +22,7 @@ import pytest
 import torch
 
 from mtrl import checkpoint, registry, runs
-from mtrl.config import RunConfig, parse_config
+from mtrl.config import ConfigError, RunConfig, parse_config
 from mtrl.evaluate import Evaluation, evaluate
 from mtrl.log import METRICS, Logger
 from mtrl.train import train
@@ -313,3 +314,43 @@ def test_a_policy_made_on_a_gpu_loads_without_one(tmp_path: Path, monkeypatch: p
     path.write_text(path.read_text().replace("device: auto", "device: cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert str(runs.load(tmp_path / "run").agent.device) == "cpu"  # type: ignore[attr-defined]
+
+
+def test_a_run_that_cannot_be_resumed_keeps_what_it_has(tmp_path: Path) -> None:
+    settings = config(PPO, "mtrl.testing:Probes/both", steps=300)
+    train(settings, tmp_path / "x")
+    before = {name: (tmp_path / "x" / name).read_text() for name in (runs.CONFIG, runs.SUMMARY)}
+    with pytest.raises((RuntimeError, ValueError)):  # the networks have other sizes
+        train(
+            settings.model_copy(update={"steps": 600, "agent": {**settings.agent, "head": [7]}}),
+            tmp_path / "x",
+            resume=True,
+        )
+    assert {name: (tmp_path / "x" / name).read_text() for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": (1.0, 1.0)}, r"its score \(1.0, 1.0\) is no scale"),
+        ({"score": (0.0, math.nan)}, "is no scale"),
+        ({"horizon": None}, "its horizon is None"),
+        ({"protocol": {"size": np.int64(3)}}, "its protocol cannot be written down"),
+    ],
+)
+def test_what_a_task_says_of_itself_is_looked_at_first(
+    change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = registry.mix("mtrl.testing:Probes/discrete")
+    wrong = (dataclasses.replace(found.tasks[0], **change), *found.tasks[1:])
+    monkeypatch.setattr(registry, "mix", lambda suite: found._replace(tasks=wrong))
+    with pytest.raises(ConfigError, match=message):
+        train(config({"kind": "random"}, "mtrl.testing:Probes/discrete"), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_notices_are_told_without_a_terminal_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    settings = config(PPO, "mtrl.testing:Probes/both", steps=300)
+    train(settings, tmp_path / "x")
+    train(settings.model_copy(update={"steps": 600}), tmp_path / "x", resume=True)
+    assert "resumed at step 300" in capfd.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import multiprocessing.reduction
 import random
@@ -223,6 +224,10 @@ class _TaskCheck:
                 f"nothing says where the score scale {task.score} comes from",
                 "measure random and reference returns and name the source in Task.score_source",
             )
+        try:
+            json.dumps(dict(task.protocol))
+        except (TypeError, ValueError) as error:
+            self._error("protocol", f"protocol cannot be written to a result: {error}", "let its values be texts")
         if task.horizon < 1:
             raise self._abandon("horizon", f"horizon is {task.horizon}", "give the number of steps of an episode, >= 1")
         try:

@@ -12,9 +12,11 @@ from gymnasium.spaces import Discrete
 from mtrl.machine import usable_cores
 from mtrl.types import Array, Decision, Group, Leaves, Spec, Task
 from mtrl.vector.env import MultiTaskVectorEnv
+from mtrl.vector.slots import EnvironmentFailedError
 from mtrl.vector.workers import unsendable
 
 WORTH_SHARING = 1e-3  # seconds per vector step; signalling worker processes takes about a tenth of that
+_PATIENCE = 1.0  # seconds of looking, at steps that are slow beyond doubt
 WORTH_STARTING = 5.0  # seconds of steps in all; worker processes take one to two to start
 
 
@@ -32,19 +34,23 @@ def useful_workers(tasks: Sequence[Task], spec: Spec, slots: int, steps: float =
     if cores == 1 or any(map(unsendable, tasks)):
         return 0
     group = {task.name: task.group for task in spec.tasks}
-    samples = list({group[task.name]: task for task in reversed(tasks)}.values())  # the first of each group
-    seconds = step_seconds(samples) / len(samples)
+    samples = list({group.get(task.name, ""): task for task in reversed(tasks)}.values())  # the first of each group
+    try:
+        seconds = step_seconds(samples) / len(samples)
+    except EnvironmentFailedError:  # the run will meet it, and knows what to do
+        return 0
     return cores if seconds * slots > WORTH_SHARING and seconds * steps > WORTH_STARTING else 0
 
 
 def step_seconds(tasks: Sequence[Task], steps: int = 40) -> float:
-    """Median seconds that one step of all ``tasks`` takes in this process, under random legal actions."""
+    """Median seconds that one step of all ``tasks`` takes in this process, of up to ``steps`` random legal ones."""
     envs = MultiTaskVectorEnv(tasks)
     try:
         envs.reset(seed=0)
         rng = np.random.default_rng(0)
         taken = []
-        for _ in range(steps):
+        end = time.perf_counter() + _PATIENCE
+        while len(taken) < steps and (not taken or time.perf_counter() < end):
             action = {g.name: _random(g, envs.obs.leaves[g.name], rng) for g in envs.spec.groups}
             before = time.perf_counter()
             envs.step_async(action)

@@ -148,7 +148,7 @@ class _Solo:
 
     def __init__(self, env: Any, codec: Codec) -> None:
         self.env, self._codec = env, codec
-        self._dtype = codec.action.dtype if codec.action.shape else None
+        self._discrete = not codec.action.shape
 
     def reset(self, seed: int) -> None:
         self._obs, self._info = self.env.reset(seed=seed)
@@ -156,7 +156,7 @@ class _Solo:
     def step(self, actions: Array) -> tuple[Any, bool, bool, float | None]:
         """Step with ``actions`` [1] or [1, a]; returns reward, terminated, truncated, success (None: not reported)."""
         # A fresh array for every step: environments may keep what they are given.
-        action = int(actions[0]) if self._dtype is None else actions[0].astype(self._dtype)
+        action = int(actions[0]) if self._discrete else bounded(actions[0], self._codec.action)
         self._obs, reward, terminated, truncated, self._info = self.env.step(action)
         return float(reward), bool(terminated), bool(truncated), _success(self._info)
 
@@ -187,7 +187,7 @@ class _Team:
         """Step with ``actions`` [agents] or [agents, a]; the reward is an array [agents]."""
         acting = set(self.env.agents)
         sent = {
-            agent: int(action) if self._discrete else action.astype(self._codec.action.dtype)
+            agent: int(action) if self._discrete else bounded(action, self._codec.action)
             for agent, action in zip(self._agents, actions, strict=True)
             if agent in acting
         }
@@ -209,6 +209,12 @@ class _Team:
                 self._codec.write(self._obs[agent], info, leaves, row)
         if self._has_state:
             leaves["state"][local] = np.ravel(self.env.state())
+
+
+def bounded(action: Array, space: Any) -> Array:
+    """A fresh float32 action in the space's dtype. Bounds of more digits may have been overstepped by rounding."""
+    found = action.astype(space.dtype)
+    return found if found.dtype == np.float32 else np.clip(found, space.low, space.high, out=found)
 
 
 def told(error: Exception) -> str:

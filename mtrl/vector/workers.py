@@ -15,6 +15,7 @@ their journals up to the step that failed, which it then takes again. Nobody ups
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import mmap
 import os
@@ -34,6 +35,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtrl import registry
 from mtrl.types import Array, Task
 from mtrl.vector.runner import COST_STEPS, Runner
 from mtrl.vector.slots import PARKED, Buffers, EnvironmentFailedError, Program, Running
@@ -45,7 +47,7 @@ _DONE, _ERROR = b"k", b"e"
 
 _BOOT = (
     "import signal, sys, json; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = json.loads(sys.argv[1]); "
-    "from mtrl.vector.workers import main; main(*map(int, sys.argv[2:]))"
+    "from mtrl.vector.workers import main; main(json.loads(sys.argv[2]), *map(int, sys.argv[3:]))"
 )
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
@@ -107,7 +109,7 @@ class Workers:
     """The backend that steps slots in ``count`` worker processes (no more than there are slots).
 
     Raises:
-        ValueError: a task that cannot be sent to another process.
+        UnsendableTaskError: a task that cannot be sent to another process.
     """
 
     def __init__(self, program: Program, count: int, patience: float = 300.0) -> None:
@@ -197,7 +199,7 @@ class Workers:
         self.buffers.busy[worker] = PARKED
         with orders, answers:
             inherited = (self._file.fileno(), orders.fileno(), answers.fileno())
-            command = [sys.executable, "-c", _BOOT, json.dumps(sys.path)]
+            command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), json.dumps(registry.modules())]
             command += [str(value) for value in (*inherited, os.getpid(), worker)]
             environment = {**os.environ, **_ONE_THREAD}
             process = subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL, env=environment)
@@ -330,10 +332,11 @@ def plan_moves(owner: Sequence[int], cost: Array, movable: Sequence[int], worker
     return {slot: worker for slot, worker in home.items() if worker != owner[slot]}
 
 
-def main(memory: int, orders: int, answers: int, parent: int, number: int) -> None:
+def main(modules: Sequence[str], memory: int, orders: int, answers: int, parent: int, number: int) -> None:
     """A worker's life: map the memory, take slots, step them when told, end when the parent says so or is gone.
 
     Args:
+        modules: to import before, see ``mtrl.registry.modules``; what cannot be is left to the tasks that need it.
         memory: file descriptor of the shared block.
         orders: file descriptor of the pipe from the parent.
         answers: file descriptor of the pipe to the parent.
@@ -346,6 +349,9 @@ def main(memory: int, orders: int, answers: int, parent: int, number: int) -> No
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     link = _Link.of(Connection(orders, writable=False), Connection(answers, readable=False))
     try:
+        for name in modules:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
         program: Program = link.reader.recv()
         buffers = Buffers(program, lambda size: mmap.mmap(memory, size))
         with contextlib.closing(Runner(program, buffers, number)) as runner:
@@ -402,11 +408,15 @@ def _shut_down(owner: int, links: list[_Link], processes: list[subprocess.Popen[
             process.wait()
 
 
+class UnsendableTaskError(ValueError):
+    """A task that worker processes cannot be given; the message says why, and what to do."""
+
+
 def unsendable(task: Task) -> str:
     """Why a task cannot be sent to worker processes; empty if it can."""
     try:
         main_module = b"__main__" in pickle.dumps(task)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 - pickling runs the author's code, which may raise anything
         return (
             f"task {task.name!r} cannot be sent to worker processes: {error}; make its build a class, a "
             "module-level function or a functools.partial of one, or use workers=0"
@@ -422,7 +432,7 @@ def unsendable(task: Task) -> str:
 def _pickled(program: Program) -> bytes:
     for task in program.tasks.values():
         if reason := unsendable(task):
-            raise ValueError(reason)
+            raise UnsendableTaskError(reason)
     return pickle.dumps(program)
 
 

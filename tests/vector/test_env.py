@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +13,7 @@ from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoA
 from gymnasium.vector import AutoresetMode
 
 from mtrl.spaces import make_spec
-from mtrl.types import Decision
+from mtrl.types import Decision, Task
 from mtrl.vector import EnvironmentFailedError, EpisodeList, MultiTaskVectorEnv, Pinned, episode_seed
 from tests.vector.drive import assert_same, begin_and_drive, drive, random_actions
 from tests.vector.probes import HORIZON, tasks
@@ -361,3 +362,28 @@ def test_faults_are_named(make: Make, fault: str, message: str) -> None:
 def test_pinned_schedule_is_pure() -> None:
     schedule = Pinned((4, 2), 7)
     assert schedule.assign(1, 3) == (2, episode_seed(7, 1, 3))
+
+
+class Precise(gym.Env):
+    """Takes no action beyond its bounds, which float32 cannot write exactly."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,))
+    action_space = gym.spaces.Box(-0.1, 0.1, (2,), np.float64)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        assert action.dtype == np.float64
+        assert self.action_space.contains(action), action
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def test_bounds_in_float64_are_kept() -> None:
+    envs = MultiTaskVectorEnv([Task("a/precise", Precise, 5)])
+    envs.reset(seed=0)
+    (group,) = envs.spec.groups
+    envs.step_async({group.name: np.array([[0.1, -0.1]], np.float32)})
+    envs.step_wait(Decision({}, {}))
+    envs.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -18,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtrl.types import Decision
+from mtrl import registry
+from mtrl.types import Decision, Task
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv, episode_seed
-from mtrl.vector.workers import Workers, _Link, _shut_down, plan_moves
+from mtrl.vector.workers import Workers, _Link, _shut_down, plan_moves, unsendable
 from tests.vector.drive import assert_same, begin_and_drive, drive, random_actions
 from tests.vector.probes import tasks
 
@@ -356,3 +358,35 @@ def test_a_worker_notices_the_end_of_its_orders() -> None:
     link.await_soon(0.0)
     assert link.get() == b""
     reader.close()
+
+
+def test_workers_know_what_a_suites_module_registers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pickled ``partial(gym.make, id)`` names Gymnasium, not the module that registered the environment."""
+    (tmp_path / "registering_suite.py").write_text(
+        "from functools import partial\n"
+        "import gymnasium as gym\n"
+        "from mtrl.types import Task\n"
+        "gym.register('registered/Pole-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv')\n"
+        "class Suite:\n"
+        "    name, groups = 'registering', ('all',)\n"
+        "    def tasks(self, group):\n"
+        "        return [Task('registering/pole', partial(gym.make, 'registered/Pole-v0'), 20)]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = registry.tasks("registering_suite:Suite/all")
+    with contextlib.closing(MultiTaskVectorEnv(found, 2, workers=1)) as envs:
+        envs.reset(seed=0)
+        assert not envs.faults
+
+
+class Locked:
+    """Cannot be pickled, and says so in a way of its own."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise ValueError("no pickling of me")
+
+    def __call__(self) -> None: ...
+
+
+def test_why_a_task_cannot_be_sent_is_told_whatever_was_raised() -> None:
+    assert "'a/b' cannot be sent to worker processes: no pickling of me" in unsendable(Task("a/b", Locked(), 5))
