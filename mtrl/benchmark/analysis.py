@@ -57,6 +57,11 @@ class Entry:
     runs: tuple[Run, ...]
 
     @property
+    def alone(self) -> bool:
+        """Whether it learned each task by itself."""
+        return all(run.tasks for run in self.runs)
+
+    @property
     def iqm(self) -> Estimate:
         """The headline."""
         return self.estimates["IQM"]
@@ -360,7 +365,7 @@ def _overall(suites: Sequence[SuiteResult], draws: int) -> dict[str, tuple[int, 
 def _transfer(suites: Sequence[SuiteResult]) -> tuple[Transfer, ...]:
     means: dict[tuple[str, str], list[tuple[int, str, float]]] = {}
     for suite in suites:
-        for entry in suite.entries:
+        for entry in (entry for entry in suite.entries if not entry.alone):
             for task, score in zip(entry.tasks, entry.scores.mean(0), strict=True):
                 means.setdefault((entry.agent, task), []).append((len(suite.tasks), suite.suite, float(score)))
     found = []

@@ -113,7 +113,12 @@ class _Page:
 
     def short_answer(self, analysis: Analysis) -> str:
         if not analysis.suites:
-            return _section("In short", "<p>No run has finished yet: there is nothing to compare.</p>")
+            why = "No run has finished yet"
+            if any(run.usable for run in analysis.store.runs):
+                why = (
+                    f"No finished run was evaluated with {analysis.actions} actions (eval.stochastic adds sampled ones)"
+                )
+            return _section("In short", f"<p>{why}: there is nothing to compare.</p>")
         parts = [
             f'<p class="verdict"><b>{escape(suite.suite)}</b>: {escape(suite.verdict)}</p>' for suite in analysis.suites
         ]
@@ -358,11 +363,7 @@ class _Page:
             f"environments of their own, {analysis.actions} actions, the last checkpoint and never the best; every "
             "task counts equally (<code>docs/protocol.md</code>).</p>"
         ]
-        whole = next((run for run in store.runs if run.config), None)
-        if whole is not None:
-            settings = whole.config["eval"]
-            episodes, seed = settings["episodes"], settings["seed"]
-            parts.append(f"<p>{episodes} episodes per task and evaluation, evaluation seed {seed}.</p>")
+        parts += [f"<p>{text}</p>" for text in _evaluations(store)]
         protocols = {task: kept for run in store.runs for task, kept in run.protocols.items() if kept}
         if protocols:
             keys = list(dict.fromkeys(key for kept in protocols.values() for key in kept))
@@ -385,6 +386,22 @@ class _Page:
             table = _table(("package", "version"), rows, left=2)
             parts.append("<h3>Versions</h3>" + _details(f"{len(packages)} packages", table))
         return _section("Protocol and how to rerun", "".join(parts))
+
+
+def _evaluations(store: Store) -> list[str]:
+    """How runs were evaluated; first of all that they do not compare, if not all alike."""
+    agents: dict[tuple[int, int], dict[str, None]] = {}
+    for run in (run for run in store.runs if run.config):
+        settings = run.config["eval"]
+        agents.setdefault((settings["episodes"], settings["seed"]), {})[run.agent] = None
+    texts = [
+        f"{episodes} episodes per task and evaluation, evaluation seed {seed}"
+        + (f": {escape(', '.join(own))}." if len(agents) > 1 else ".")
+        for (episodes, seed), own in agents.items()
+    ]
+    if len(agents) > 1:
+        texts.insert(0, "<b>Not all runs met the same evaluation episodes: their differences are partly those.</b>")
+    return texts
 
 
 def _short(task: str, suite: SuiteResult) -> str:

@@ -95,6 +95,20 @@ def test_a_store_without_a_finished_run_has_a_page_too(tmp_path: Path, run_write
     assert "running" in text
 
 
+def test_runs_that_were_not_evaluated_so_are_no_unfinished_ones(tmp_path: Path, grid_writer: Writer) -> None:
+    text = render(analyse(store.load(grid_writer(tmp_path, {"ppo": 0.7}, ["s/x"], seeds=1)), "sampled"))
+    assert "No finished run was evaluated with sampled actions (eval.stochastic adds sampled ones)" in text
+
+
+def test_other_evaluation_episodes_are_told(tmp_path: Path, grid_writer: Writer) -> None:
+    root = grid_writer(tmp_path, {"ppo": 0.7, "sac": 0.8}, ["s/x"], seeds=1)
+    path = root / "runs" / "sac--s_x--0" / "config.yaml"
+    path.write_text(path.read_text().replace("episodes: 50", "episodes: 2"))
+    text = render(analyse(store.load(root)))
+    assert "Not all runs met the same evaluation episodes" in text
+    assert "2 episodes per task and evaluation, evaluation seed 1000003: sac." in text
+
+
 def test_charts_are_well_formed_svg() -> None:
     x = np.array([0.0, 1e6, 2e6])
     series = [svg.Series(i, f"a<{i}", x, x / 2e6, x / 3e6, x / 1e6) for i in range(10)]

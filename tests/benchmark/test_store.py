@@ -213,6 +213,7 @@ def test_runs_of_single_tasks_stand_beside_runs_of_all(tmp_path: Path, run_write
         ]
     suite = analyse(store.load(tmp_path)).suites[0]
     assert {entry.agent: entry.tasks for entry in suite.entries} == {"one by one": tasks, "together": tasks}
+    assert {entry.agent: entry.alone for entry in suite.entries} == {"one by one": True, "together": False}
     assert len(suite.improvement) == 2
 
 
