@@ -211,6 +211,7 @@ def test_doubts_are_notes(fault: str, what: str) -> None:
         ({"agents": 2}, "agents=2, but build() makes a single-agent environment"),
         ({"spaces": (Box(-1.0, 1.0, (2,), np.float32), Discrete(2))}, "Task.spaces"),
         ({"build": lambda **render: Walk()}, "cannot be sent to a worker process"),
+        ({"protocol": {"size": np.int64(3)}}, "protocol cannot be written to a result"),
     ],
 )
 def test_declarations_are_checked(changes: dict[str, Any], what: str) -> None:
@@ -229,6 +230,37 @@ class Acting(Walk):
     def __init__(self, action: gym.Space[Any]) -> None:
         super().__init__()
         self.action_space = action
+
+
+class Masked(Walk):
+    """Says in its info which actions are legal; ``late``: from the first step on."""
+
+    def __init__(self, *, late: bool) -> None:
+        super().__init__()
+        self.late = late
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return super().reset(seed=seed)[0], {} if self.late else {"action_mask": np.ones(2, np.int8)}
+
+    def step(self, action: int) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        *found, info = super().step(action)
+        return *found, info | {"action_mask": np.ones(2, np.int8)}  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("late", "declared", "what"),
+    [
+        (False, False, None),
+        (False, True, "is not looked at where Task.spaces is declared"),
+        (True, False, 'step 1 gives info["action_mask"] and reset() does not'),
+    ],
+)
+def test_masks_that_nobody_looks_at_are_found(late: bool, declared: bool, what: str | None) -> None:
+    spaces = (Box(-20.0, 20.0, (2,), np.float32), Discrete(2)) if declared else None
+    report = check_suite(walk(build=partial(Masked, late=late), spaces=spaces), "all")
+    assert [error.what for error in report.errors if "action_mask" in error.what][:1] == (
+        [] if what is None else [next(e.what for e in report.errors if what in e.what)]
+    ), report
 
 
 @pytest.mark.parametrize(

@@ -321,6 +321,12 @@ class _TaskCheck:
             lambda: Codec(*declared(self._task, env), task=self._task.name, mask_in_info="action_mask" in info)
         )
         self._check_declared(env.observation_space, env.action_space)
+        if self._task.spaces is not None and "action_mask" in info:
+            self._error(
+                "mask",
+                'info["action_mask"] is not looked at where Task.spaces is declared',
+                "leave Task.spaces out, or observe the mask: a Dict with the key 'action_mask'",
+            )
         row = _Row(codec, seed)
         trace = _Trace([copy.deepcopy(obs)])
         self._check_observation(env.observation_space, obs, "reset()")
@@ -338,6 +344,12 @@ class _TaskCheck:
             where = f"step {number}"
             self._check_observation(env.observation_space, obs, where)
             self._check_result(reward, terminated, truncated, info, where)
+            if isinstance(info, Mapping) and "action_mask" in info and "legal" not in codec.leaves:
+                self._error(
+                    "mask",
+                    f'{where} gives info["action_mask"] and reset() does not: it is not looked at',
+                    "give it from reset() on",
+                )
             trace.steps.append(copy.deepcopy((obs, reward, terminated, truncated, _success(info))))
             if terminated or truncated:
                 trace.ended, trace.terminated = True, bool(terminated)

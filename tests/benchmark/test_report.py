@@ -20,7 +20,7 @@ import pytest
 from mtrl.benchmark import store, svg
 from mtrl.benchmark.analysis import analyse
 from mtrl.benchmark.paper import write_paper
-from mtrl.benchmark.report import write_report
+from mtrl.benchmark.report import render, write_report
 from mtrl.benchmark.tables import latex, markdown
 
 Writer = Callable[..., Path]
