@@ -63,7 +63,8 @@ def _friendly() -> Iterator[None]:
         places = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)  # that the user named
         if isinstance(error, OSError) and not isinstance(error, (*known, *places)) and error.errno not in _FULL:
             raise
-        what = f"cannot use {error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        named = isinstance(error, OSError) and error.filename
+        what = f"cannot use {error.filename}: {error.strerror}" if named else str(error)  # type: ignore[attr-defined]
         # Not as markup: "pip install 'mtrl-suite[sweep]'" would lose its extra.
         Console(stderr=True).print(Text.assemble(("error:", "bold red"), f" {what}"), soft_wrap=True)
         raise typer.Exit(2) from None

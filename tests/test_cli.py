@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from mtrl.cli import app
+from mtrl.cli import _friendly, app
 from mtrl.config import parse_config
 
 PROBES = "mtrl.testing:Probes"
@@ -193,3 +195,18 @@ def test_doctor_reports() -> None:
     result = call("doctor")
     assert result.exit_code == 0
     assert all(word in result.output.lower() for word in ("python", "torch", "wandb", "cores"))
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), "cannot use /x: Read-only file system"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "/x"), "cannot use /x: Is a directory"),
+        (OSError(errno.ECHILD, "No child processes"), None),
+    ],
+)
+def test_what_a_disk_refuses_is_one_line(error: OSError, told: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(OSError if told is None else typer.Exit), _friendly():
+        raise error
+    assert (told or "") in capsys.readouterr().err

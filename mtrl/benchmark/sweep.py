@@ -56,6 +56,9 @@ def sweep(spec: Spec, root: Path, run: Callable[[Spec], Grid]) -> Found:
         import optuna  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise BenchmarkError("Optuna is not installed: pip install 'mtrl-suite[sweep]'") from None
+    # A field that does not exist shall not end as a trial.
+    first = {name: part.low if part.choices is None else part.choices[0] for name, part in wanted.space.items()}
+    plan(spec.model_copy(update={"agents": {wanted.agent: _fields(spec, wanted.agent, first)}}))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     root.mkdir(parents=True, exist_ok=True)
     backend = optuna.storages.journal.JournalFileBackend(str(root / STUDY))
@@ -87,7 +90,6 @@ def sweep(spec: Spec, root: Path, run: Callable[[Spec], Grid]) -> Found:
         grown = spec.model_copy(
             update={"agents": {label: _fields(spec, wanted.agent, found) for label, found in tried.items()}}
         )
-        plan(grown)  # a field that does not exist shall not end as a failed trial
         grid = run(grown)
         if grid.signal is not None:
             break
@@ -135,4 +137,5 @@ def _score(root: Path, label: str, spec: Spec) -> float | None:
         for entry in suite.entries
         if entry.agent == label and len(entry.seeds) == len(spec.seeds)
     ]
-    return sum(scores) / len(scores) if len(scores) == len(spec.suites) else None
+    own = spec.agents[spec.sweep.agent].get("suites", spec.suites) if spec.sweep else spec.suites
+    return sum(scores) / len(scores) if len(scores) == len(own) else None
