@@ -185,8 +185,17 @@ def at(store: Store, suite: str, step: int) -> Store:
     return replace(store, runs=tuple(runs))
 
 
+def _ended(run: Run) -> Run:
+    """A finished run's end counts as its budget: vector steps of other sizes pass it by a few steps more or less."""
+    last = max((row["step"] for row in run.rows), default=0)
+    if not run.usable or last <= run.budget or run.status == "imported":
+        return run
+    rows = tuple({**row, "step": run.budget} if row["step"] == last else row for row in run.rows)
+    return replace(run, rows=rows)
+
+
 def _readme(store: Store, command: str) -> tuple[str, dict[str, str]]:
-    spec = store.spec
+    store, spec = replace(store, runs=tuple(map(_ended, store.runs))), store.spec
     parts = [f"# {spec.name if spec else store.root.name}", ""]
     parts += [spec.about, ""] if spec and spec.about else []
     counts: dict[str, int] = {}

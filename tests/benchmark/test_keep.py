@@ -116,6 +116,21 @@ def test_the_spec_of_several_grids_makes_the_runs_of_all(tmp_path: Path, grid_wr
     assert load_spec(kept / "spec.yaml") == load_spec(tmp_path / "2" / "spec.yaml")
 
 
+def test_agents_whose_last_steps_differ_by_a_few_are_compared(tmp_path: Path, run_writer: Writer) -> None:
+    """Vector steps of another size pass the same budget by another few steps."""
+    run_writer(tmp_path, "narrow", "s/x", 0)
+    folder = run_writer(tmp_path, "wide", "s/x", 0)
+    path, last = folder / "metrics.jsonl", json.loads((folder / "summary.json").read_text())["steps"]
+    path.write_text(path.read_text().replace(f'"step": {last},', f'"step": {last + 24},'))
+    edit(folder / "summary.json", lambda found: found.update(steps=last + 24))
+    keep([tmp_path], tmp_path / "kept")
+    text = (tmp_path / "kept" / README).read_text()
+    final = text[text.index("\nAfter ") :]
+    assert "| narrow | 1 |" in final
+    assert "| wide | 1 |" in final
+    assert f'"step": {last + 24},' in (tmp_path / "kept" / "rows.jsonl").read_text(), "rows stay what they were"
+
+
 def test_a_spec_may_name_an_agent_without_settings(tmp_path: Path, grid_writer: Writer) -> None:
     grid = grid_writer(tmp_path / "grid", {"a": 0.5}, ["s/x"], seeds=1)
     edit(grid / "spec.yaml", lambda found: found.update(run={"agent": "random"}))
