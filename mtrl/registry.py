@@ -91,15 +91,16 @@ def names(kind: str) -> list[str]:
     return sorted({point.name for point in entry_points(group=kind)})
 
 
-_modules: dict[str, None] = {}
+_modules: dict[str, str] = {}  # suite, as it was asked for -> its module
+_homes: dict[str, str] = {}  # task -> the module of the suite that it is from
 
 
-def modules() -> list[str]:
-    """The modules of the suites that were asked for so far, in that order.
+def modules(tasks: Iterable[str]) -> list[str]:
+    """The modules of the suites that these tasks, by name, are from.
 
-    Worker processes import them, too: what they register (as with Gymnasium) is nowhere in a pickled task.
+    Worker processes import them first: what they register (as with Gymnasium) is nowhere in a pickled task.
     """
-    return list(_modules)
+    return list(dict.fromkeys(_homes[name] for name in tasks if name in _homes))
 
 
 def load(kind: str, name: str) -> Any:
@@ -124,7 +125,7 @@ def load(kind: str, name: str) -> Any:
             valid = [n for n, thing in vars(target).items() if n[0] != "_" and (kind == SUITES or is_agent(thing))]
             raise UnknownNameError(f"{what} in module {module!r}", attr, valid, "" if valid else f"- {_AN_AGENT}")
         if kind == SUITES:
-            _modules[module] = None
+            _modules[name] = module
         return getattr(target, attr)
     points: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=kind)}
     if name not in points:
@@ -133,7 +134,7 @@ def load(kind: str, name: str) -> Any:
         )
     found = points[name].load()
     if kind == SUITES:
-        _modules[points[name].module] = None
+        _modules[name] = points[name].module
     return found
 
 
@@ -224,7 +225,10 @@ def mix(text: str) -> Mix:
                 example = f"{part.suite}/{next(iter(source.groups), 'TASK')}"
                 raise MixError(f"suite {part.suite!r} needs a group, as in {example!r}")
             group = source.groups[0]
-        found.extend((task, part.copies, part.name) for task in tasks_of(source, group))
+        for task in tasks_of(source, group):
+            found.append((task, part.copies, part.name))
+            if part.suite in _modules:
+                _homes[task.name] = _modules[part.suite]
     seen: set[str] = set()
     for task, _, _ in found:
         if task.name in seen:

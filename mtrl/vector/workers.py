@@ -199,7 +199,8 @@ class Workers:
         self.buffers.busy[worker] = PARKED
         with orders, answers:
             inherited = (self._file.fileno(), orders.fileno(), answers.fileno())
-            command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), json.dumps(registry.modules())]
+            modules = registry.modules(task.name for task in self._program.tasks.values())
+            command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), json.dumps(modules)]
             command += [str(value) for value in (*inherited, os.getpid(), worker)]
             environment = {**os.environ, **_ONE_THREAD}
             process = subprocess.Popen(command, pass_fds=inherited, stdin=subprocess.DEVNULL, env=environment)

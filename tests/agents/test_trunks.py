@@ -20,7 +20,7 @@ from tests.trunks import small
     ("agent_class", "options", "group"),
     [
         (PPO, {"rollout": 4, "epochs": 1, "minibatches": 2, "head": ()}, "mix"),
-        (PPO, {"rollout": 4, "epochs": 1, "minibatches": 2, "memory": 4}, "mix"),
+        (PPO, {"rollout": 4, "epochs": 1, "minibatches": 2, "memory": 4, "head": ()}, "mix"),
         (SAC, {"warmup": 2, "batch_size": 4, "capacity": 50, "log_every": 1}, "continuous"),
     ],
     ids=["ppo", "ppo with memory", "sac"],
