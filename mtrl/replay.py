@@ -79,8 +79,7 @@ class Replay:
                 f"{self.nbytes / 2**30:.1f} GiB and this machine has {memory / 2**30:.1f} GiB: "
                 f"lower the capacity to {int(self.capacity * 0.8 * memory / self.nbytes):,} or less"
             )
-        shared = np.array([task.shared_reward for task in self.spec.tasks])
-        self._rings = {group.name: _Ring(group, self.capacity, shared) for group in self.spec.groups}
+        self._rings = {group.name: _Ring(group, self.capacity) for group in self.spec.groups}
 
     @property
     def sizes(self) -> Array:
@@ -93,7 +92,7 @@ class Replay:
     def add(self, step: Step) -> None:
         """Store the transitions of all rows that are active and, in a team, alive. MemoryError as from ``reserve``."""
         self.reserve()
-        start = 0
+        step, start = as_kept(step, self.spec), 0
         for group in self.spec.groups:
             if group.name in step.obs.leaves:
                 count = len(step.decision.action[group.name])
@@ -124,7 +123,10 @@ class Replay:
 
 
 def as_kept(step: Step, spec: Spec) -> Step:
-    """The step as ``Replay`` keeps it if no reward is shared: the dead are inactive, and death ends a row."""
+    """The step as ``Replay`` keeps it: the dead are inactive, and death ends a row, unless rewards are shared."""
+    if not any("alive" in group.leaves for group in spec.groups):
+        return step
+    shared = np.array([task.shared_reward for task in spec.tasks])
     active, died, start = step.active.copy(), np.zeros_like(step.active), 0
     for group in spec.groups:
         if group.name in step.obs.leaves:
@@ -133,18 +135,17 @@ def as_kept(step: Step, spec: Spec) -> Step:
             if "alive" in group.leaves:
                 alive = step.obs.leaves[group.name]["alive"]
                 active[rows] &= alive
-                died[rows] = alive & ~step.next.leaves[group.name]["alive"]
+                died[rows] = alive & ~step.next.leaves[group.name]["alive"] & ~shared[step.obs.task[rows]]
     return step._replace(active=active, terminated=step.terminated | died, truncated=step.truncated & ~died)
 
 
 class _Ring:
     """One group's transitions, one array per field; row ``k * capacity + i`` is the i-th place of its k-th task."""
 
-    def __init__(self, group: Group, capacity: int, shared: Array) -> None:
+    def __init__(self, group: Group, capacity: int) -> None:
         self.name = group.name
         self.leaves = tuple(group.leaves)
         self.tasks = np.asarray(group.tasks, np.int64)
-        self._shared = shared[self.tasks]
         self.capacity = capacity
         # Task ids of a group are ascending but need not be adjacent.
         self._local = np.full(int(self.tasks.max()) + 1, -1, np.int64)
@@ -164,10 +165,7 @@ class _Ring:
 
     def add(self, step: Step, rows: slice) -> None:
         leaves = step.obs.leaves[self.name]
-        keep = step.active[rows]
-        if "alive" in leaves:
-            keep = keep & leaves["alive"]
-        keep = np.flatnonzero(keep)
+        keep = np.flatnonzero(step.active[rows])
         local = self._local[step.obs.task[rows][keep]]
         # Rows of one task take consecutive places, in row order: place = head + rank among the task's rows.
         order = np.argsort(local, kind="stable")
@@ -188,10 +186,7 @@ class _Ring:
                 self._data[f"next.{leaf}"][place] = after[keep]
         self._data["action"][place] = step.decision.action[self.name][keep]
         self._data["reward"][place] = step.reward[rows][keep]
-        terminated = step.terminated[rows][keep]
-        if "alive" in leaves:  # its rows are their own: death ends one of them
-            terminated = terminated | (~step.next.leaves[self.name]["alive"][keep] & ~self._shared[local])
-        self._data["terminated"][place] = terminated
+        self._data["terminated"][place] = step.terminated[rows][keep]
         self._head = (self._head + counts) % self.capacity
         self.sizes = np.minimum(self.sizes + counts, self.capacity)
 

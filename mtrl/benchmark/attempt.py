@@ -76,7 +76,9 @@ def read_json(path: Path) -> Mapping[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BenchmarkError(f"{path} is damaged ({error}): move {path.parent} away, or run it again") from None
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        raise BenchmarkError(f"{path} is damaged (no object): move {path.parent} away, or run it again")
+    return found
 
 
 class Attempt:

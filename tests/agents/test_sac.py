@@ -243,10 +243,8 @@ def test_clock_counts_vector_steps_and_waits_for_the_warmup() -> None:
     assert agent.updates == 2 * len([step for step in range(20) if step >= 10 and step % 3 == 0])
 
 
-def test_metrics_average_the_updates_since_the_last_record() -> None:
-    agent = make(ragged_spec(), warmup=10, log_every=5, alpha=0.3, alpha_lr=1e-9)
-    actor = agent.actor(RAGGED_LAYOUT, explore=True)
-    ragged_run(agent, actor, 14)  # type: ignore[arg-type]  # updates 1 to 4
+def critic_losses(agent: SAC) -> list[float]:
+    """A list that gets the critics' loss of each update from now on."""
     seen: list[float] = []
     step = agent._step
 
@@ -256,6 +254,14 @@ def test_metrics_average_the_updates_since_the_last_record() -> None:
         return found
 
     agent._step = look  # type: ignore[method-assign]
+    return seen
+
+
+def test_metrics_average_the_updates_since_the_last_record() -> None:
+    agent = make(ragged_spec(), warmup=10, log_every=5, alpha=0.3, alpha_lr=1e-9)
+    actor = agent.actor(RAGGED_LAYOUT, explore=True)
+    ragged_run(agent, actor, 14)  # type: ignore[arg-type]  # updates 1 to 4
+    seen = critic_losses(agent)
     before = agent._sums["losses/critic"].item()
     metrics = agent.update()
     assert metrics["losses/critic"] == pytest.approx((before + seen[0]) / 5)
@@ -270,15 +276,7 @@ def test_metrics_average_the_updates_since_the_last_record() -> None:
 def test_a_record_averages_all_updates_since_the_last(updates: int, records: int) -> None:
     """Also where a vector step makes more of them than a record takes."""
     agent = make(ragged_spec(), warmup=10, log_every=2, updates=updates)
-    seen: list[float] = []
-    step = agent._step
-
-    def look(rows: Any) -> dict[str, torch.Tensor]:
-        found = step(rows)
-        seen.append(found["critic"].item())
-        return found
-
-    agent._step = look  # type: ignore[method-assign]
+    seen = critic_losses(agent)
     actor = SACActor(agent, RAGGED_LAYOUT, True)
     ragged_run(agent, actor, 12)
     means, start = [], len(seen)
