@@ -149,7 +149,10 @@ def load(root: Path) -> Store:
     folders = sorted({path.parent for place in places for path in root.glob(place)})
     found = [_run(folder) for folder in folders if (folder / METRICS).exists() or (folder / MANIFEST).exists()]
     found = _join(_told_apart(found))
-    found += [run for path in sorted((root / IMPORTED).glob("*.csv")) for run in _imported(path)]
+    brought = [run for path in sorted((root / IMPORTED).glob("*.csv")) for run in _imported(path)]
+    for run in brought:
+        _strange(run.agent, found, run.folder, f"call them otherwise in {run.folder}")
+    found += brought
     if not any(run.status == "imported" or (run.folder / METRICS).exists() for run in found):
         raise BenchmarkError(f"{root} holds no run with records: give a folder that mtrl benchmark or train wrote")
     order = list(spec.agents) if spec else []
@@ -207,8 +210,7 @@ def import_curves(root: Path, source: Path, *, agent: str | None = None, suite: 
     given = {**({"agent": agent} if agent else {}), **({"suite": suite} if suite else {})}
     whole = [{"actions": "greedy", "agent": source.stem, **row, **given} for row in rows]
     for label in dict.fromkeys(row["agent"] for row in whole):
-        if any(run.agent == label and run.status != "imported" for run in found):
-            raise BenchmarkError(f"{source}: {root} has runs of its own of {label!r}: call the curves by --agent NAME")
+        _strange(label, [run for run in found if run.status != "imported"], source, "call the curves by --agent NAME")
     seen: set[tuple[Any, ...]] = set()
     for row in whole:
         key = tuple(row.get(name) for name in ("agent", "suite", "seed", "step", "actions", "task"))
@@ -219,6 +221,12 @@ def import_curves(root: Path, source: Path, *, agent: str | None = None, suite: 
     new = {(row["agent"], row.get("suite"), row["seed"]) for row in whole}
     old = _parse(path) if path.exists() else []
     return write_rows(path, [row for row in old if (row["agent"], row.get("suite"), row["seed"]) not in new] + whole)
+
+
+def _strange(label: str, ours: Iterable[Run], source: Path, fix: str) -> None:
+    """Raises BenchmarkError if curves of ``source`` would count as seeds of an agent of our own."""
+    if any(run.agent == label for run in ours):
+        raise BenchmarkError(f"{source}: there are runs of our own of {label!r}: {fix}")
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> Path:

@@ -283,12 +283,16 @@ def test_imported_curves_join_no_agent_of_ours(tmp_path: Path, run_writer: Write
     run_writer(tmp_path, "ppo", "s/x", 0)
     source = tmp_path / "ppo.csv"
     source.write_text("\ufeffstep,task,seed,score\n10,toy/a,0,0.5\n10,toy/b,0,0.5\n", encoding="utf-8")
-    with pytest.raises(BenchmarkError, match="has runs of its own of 'ppo': call the curves by --agent NAME"):
+    with pytest.raises(BenchmarkError, match="there are runs of our own of 'ppo': call the curves by --agent NAME"):
         store.import_curves(tmp_path, source, suite="s/x")
     store.import_curves(tmp_path, source, agent="theirs", suite="s/x")
     source.write_text("agent,step,task,seed,score\nppo,10,toy/a,1,0.7\n")
     path = store.import_curves(tmp_path, source, agent="theirs", suite="s/x")  # the option wins over the column
     assert [(row["agent"], row["seed"]) for row in store._parse(path)] == [("theirs", 0)] * 2 + [("theirs", 1)]
+    run_writer(tmp_path, "theirs", "s/x", 0)  # a grid that grows
+    with pytest.raises(BenchmarkError, match="there are runs of our own of 'theirs': call them otherwise in"):
+        store.load(tmp_path)
+    shutil.rmtree(tmp_path / "runs" / "theirs--s_x--0")
     source.write_text("step,task,seed,score\n10,toy/a,0,0.5\n10,toy/a,0,0.6\n")
     with pytest.raises(BenchmarkError, match="has seed 0 of toy/a at step 10 twice"):
         store.import_curves(tmp_path, source, agent="theirs", suite="s/x")
