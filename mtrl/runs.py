@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Discrete
 
 from mtrl import checkpoint, registry
 from mtrl.config import ConfigError, RunConfig, dump_config, load_config
@@ -94,6 +95,36 @@ def config_of(out: Path) -> RunConfig:
         near = registry.nearest(out.name, [p.parent.name for p in out.parent.glob(f"*/{CONFIG}")])
         raise RunError(f"{out} holds no run (no {CONFIG})" + (f"; did you mean {out.parent / near}?" if near else ""))
     return load_config(out / CONFIG)
+
+
+def outline(spec: Spec) -> list[list[str]]:
+    """What networks are made for, as plain data for a checkpoint: name, leaves and action of each task, in order."""
+    found = []
+    for task in spec.tasks:
+        group = spec.group(task.group)
+        leaves = [f"{name} {'x'.join(map(str, box.shape))} {box.dtype}" for name, box in sorted(group.leaves.items())]
+        action = group.action
+        kind = f"{action.n} actions" if isinstance(action, Discrete) else f"actions of {action.shape[0]} numbers"
+        found.append([task.name, f"{', '.join(leaves)}; {kind}"])
+    return found
+
+
+def check_tasks(saved: checkpoint.Checkpoint, spec: Spec, out: Path) -> None:
+    """Refuse a checkpoint that was made for other tasks than the run's suite gives today.
+
+    Raises:
+        RunError: names the first task that differs, and what it was.
+    """
+    now = outline(spec)
+    then = saved.meta.get("tasks", now)  # checkpoints of before have none
+    if then == now:
+        return
+    fix = "bring the environments of that time back (its packages are in the checkpoint's manifest), or train anew"
+    names, old = ([name for name, _ in one] for one in (now, then))
+    if names != old:
+        raise RunError(f"{out} was trained on {', '.join(old)}, which now are {', '.join(names)}: {fix}")
+    name, was, now_is = next((a[0], b[1], a[1]) for a, b in zip(now, then, strict=True) if a != b)
+    raise RunError(f"{out} was trained when {name} had {was}; now it has {now_is}: {fix}")
 
 
 def write_failure(out: Path, error: EnvironmentFailedError) -> Path | None:
@@ -200,10 +231,15 @@ def load(out: str | Path, step: int | None = None) -> Policy:
 
         policy = mtrl.load("runs/x")
         action = policy.act(observation, "minigrid/LavaGapS7")
+
+    Raises:
+        RunError: the folder holds no run, or its tasks are no longer what they were.
+        CheckpointError: no checkpoint is intact, or there is none of that step.
     """
     out = Path(out)
     policy = untrained(here(config_of(out)))
     saved = checkpoint.load(out / CHECKPOINTS, step)
+    check_tasks(saved, policy.spec, out)
     policy.agent.load_policy(saved.state["agent"]["policy"])
     policy.step = saved.step
     return policy

@@ -242,7 +242,7 @@ PARTS = ("perception", "trunk", "memory", "heads", "head")
 
 def make_spec(tasks: Sequence[Task], codecs: Sequence[Codec] | None = None) -> Spec:
     """Group tasks of one suite that share leaf shapes, frames and action space; groups are named after their suite,
-    with a number where that is taken (or one of ``PARTS``).
+    with a number where that is taken (or one of ``PARTS``, or what torch's ``ModuleDict`` has of its own: "train").
 
     Args:
         tasks: in the order that task ids follow.
@@ -252,6 +252,8 @@ def make_spec(tasks: Sequence[Task], codecs: Sequence[Codec] | None = None) -> S
         SpaceError: a task's ``frames`` do not fit its leaves.
         UnknownNameError: they name a leaf that is not there.
     """
+    from torch.nn import ModuleDict  # here: workers need no torch
+
     if not tasks:
         raise ValueError("no tasks: a spec needs at least one")
     made = [codec(task) for task in tasks] if codecs is None else codecs
@@ -262,7 +264,7 @@ def make_spec(tasks: Sequence[Task], codecs: Sequence[Codec] | None = None) -> S
         frames = tuple(sorted(task.frames.items()))
         members.setdefault((task.name.partition("/")[0], leaves, frames, _action_key(one.action)), []).append(index)
     groups: list[Group] = []
-    taken = dict.fromkeys(PARTS, 1)
+    taken = dict.fromkeys((*PARTS, *dir(ModuleDict())), 1)
     home = [""] * len(tasks)
     for (suite, *_), indices in members.items():
         # Names become keys of modules and files: dots and colons are left out.

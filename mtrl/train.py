@@ -66,7 +66,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
     tasks, spec = _sound(mix.tasks), make_spec(mix.tasks)
     agent = runs.make_agent(config, spec)
     copies, sampler = _slots(config, spec, mix, agent)
-    saved = _saved(out) if resume else None
+    saved = _saved(out, spec) if resume else None
     origin = transfer.prepare(agent, config, out, saved)
     getattr(agent, "reserve", lambda: None)()
     if config.log.tensorboard:
@@ -96,7 +96,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
 
         def save() -> None:
             state = {name: part.state_dict() for name, part in parts.items()}
-            meta = {"config": config.model_dump(mode="json"), "versions": checkpoint.versions(), "init": origin}
+            meta = _meta(config, spec, origin)
             checkpoint.save(out / runs.CHECKPOINTS, step, state, meta, keep=config.checkpoint.keep)
             monitor.highlights.write(out / runs.EPISODES)
 
@@ -266,12 +266,20 @@ def _due(before: int, now: int, every: int) -> bool:
     return now // every > before // every
 
 
-def _saved(out: Path) -> checkpoint.Checkpoint | None:
+def _meta(config: RunConfig, spec: Spec, origin: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a checkpoint says of its making."""
+    about = {"config": config.model_dump(mode="json"), "tasks": runs.outline(spec)}
+    return about | {"versions": checkpoint.versions(), "init": origin}
+
+
+def _saved(out: Path, spec: Spec) -> checkpoint.Checkpoint | None:
     """What a run goes on from; None if it has no checkpoint yet, as when it was killed while it saved its first one."""
     folder = out / runs.CHECKPOINTS
     saved = checkpoint.load(folder) if checkpoint.saved_in(folder) else None
     if saved is not None and saved.meta.get("exported"):
         raise runs.RunError(f"{out} holds a policy alone: it can be evaluated, not trained further")
+    if saved is not None:
+        runs.check_tasks(saved, spec, out)
     return saved
 
 

@@ -312,9 +312,10 @@ def test_group_names_hold_no_dots_or_colons() -> None:
     assert homes(task("my.pkg:Suite/x", flat(2))) == ["my_pkg_Suite"]
 
 
-@pytest.mark.parametrize("suite", ["perception", "trunk", "memory", "heads", "head"])
+@pytest.mark.parametrize("suite", ["perception", "trunk", "memory", "heads", "head", "train", "training", "keys"])
 def test_no_group_is_called_as_a_part_of_a_network(suite: str) -> None:
-    """Parameters are told apart by such names: heads of a group ``memory`` would pass for a memory."""
+    """Parameters are told apart by such names: heads of a group ``memory`` would pass for a memory. And torch refuses
+    modules that are called as what it has itself."""
     assert homes(task(f"{suite}/x", flat(2))) == [f"{suite}-2"]
 
 

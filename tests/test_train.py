@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
@@ -327,6 +328,51 @@ def test_a_run_that_cannot_be_resumed_keeps_what_it_has(tmp_path: Path) -> None:
             resume=True,
         )
     assert {name: (tmp_path / "x" / name).read_text() for name in before} == before
+
+
+class Wider(gym.ObservationWrapper[Any, Any, Any]):
+    """One number more is seen."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        width = env.observation_space.shape[0] + 1  # type: ignore[index] # a Box has a shape
+        self.observation_space = gym.spaces.Box(-1.0, 1.0, (width,), np.float32)
+
+    def observation(self, observation: Any) -> Any:
+        return np.append(observation, np.float32(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tasks: tasks[::-1], "was trained on {names}, which now are {reversed}: bring the environments"),
+        (lambda tasks: tasks[:1], "was trained on {names}, which now are {first}: bring the environments"),
+        (
+            lambda tasks: [
+                dataclasses.replace(one, build=lambda one=one: Wider(one.build()), spaces=None) for one in tasks
+            ],
+            "was trained when {first} had vector 2 float32; 2 actions; now it has vector 3 float32; 2 actions: ",
+        ),
+    ],
+)
+def test_tasks_that_changed_since_a_checkpoint_are_named(
+    change: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(PPO, "mtrl.testing:Probes/discrete", steps=300)
+    train(settings, tmp_path / "run")
+    runs.export(tmp_path / "run", tmp_path / "policy")
+    found = registry.mix(settings.suite)
+    tasks = change(found.tasks)
+    names = [task.name for task in found.tasks]
+    said = message.format(names=", ".join(names), reversed=", ".join(names[::-1]), first=names[0])
+    monkeypatch.setattr(registry, "mix", lambda _: found._replace(tasks=tuple(tasks)))
+    before = (tmp_path / "run" / runs.SUMMARY).read_text()
+    with pytest.raises(runs.RunError, match=re.escape(said)):
+        train(settings.model_copy(update={"steps": 600}), tmp_path / "run", resume=True)
+    for name in ("run", "policy"):
+        with pytest.raises(runs.RunError, match=re.escape(said)):
+            runs.load(tmp_path / name)
+    assert (tmp_path / "run" / runs.SUMMARY).read_text() == before
 
 
 @pytest.mark.parametrize(
