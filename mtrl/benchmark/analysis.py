@@ -166,7 +166,7 @@ def analyse(store: Store, actions: str = "greedy") -> Analysis:
         if ended:
             left_out = [run for agent in agents for run in tables[suite, agent].left_out]
             entries = [_entry(agent, table, draws, few, level, actions) for agent, table in ended]
-            found.append(_suite(suite, entries, left_out))
+            found.append(_suite(suite, entries, left_out, draws))
     return Analysis(store, actions, agents, tuple(found), _overall(found, draws), _transfer(found), draws)
 
 
@@ -273,14 +273,14 @@ def reached(runs: Sequence[Run], actions: str, level: float) -> Reached:
     return Reached(level, len(steps), len(runs), *middle)
 
 
-def _suite(suite: str, entries: Sequence[Entry], left_out: Sequence[Run]) -> SuiteResult:
+def _suite(suite: str, entries: Sequence[Entry], left_out: Sequence[Run], draws: int) -> SuiteResult:
     ordered = sorted(entries, key=lambda entry: -entry.iqm.value)
     improvement: dict[tuple[str, str], Estimate] = {}
     for a, b in itertools.combinations(ordered, 2):
         shared = [task for task in a.tasks if task in b.tasks]
         if shared:
             ours, theirs = (one.scores[:, [one.tasks.index(task) for task in shared]] for one in (a, b))
-            found = stats.improvement(ours, theirs)
+            found = stats.improvement(ours, theirs, draws)
             improvement[a.agent, b.agent] = found
             improvement[b.agent, a.agent] = Estimate(1 - found.value, 1 - found.high, 1 - found.low)
     verdict, cautions = _judge(ordered, improvement)
