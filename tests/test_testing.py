@@ -28,6 +28,9 @@ from mtrl_agents.random import Random, RandomActor
 EVERY_PROBE = tuple(task.name.partition("/")[2] for task in Probes().tasks("everything"))
 
 
+SET_UP: list[str] = []  # what this process does before an environment is made
+
+
 class OneSuite:
     """A suite of the given tasks."""
 
@@ -64,6 +67,10 @@ class Walk(gym.Env[np.ndarray, Any]):
             self.position = float(self.episodes)
         if self.fault == "fixed start":
             self.position = 0.0
+        if self.fault == "hash":  # of a text: another in every process
+            self.position += hash("walk") % 2**20 / 2**20
+        if self.fault == "set up" and not SET_UP:
+            raise RuntimeError("nobody has set it up")
         return self.observe() if self.fault == "no info" else (self.observe(), {})
 
     def step(self, action: int) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -280,6 +287,26 @@ def test_masks_that_nobody_looks_at_are_found(late: bool, declared: bool, what: 
 def test_fixes_fit(build: Any, fix: str) -> None:
     report = check_suite(walk(build=build), "all")
     assert [error.fix for error in report.errors] == [fix], report
+
+
+def test_episodes_of_another_process_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one process cannot see of itself."""
+    monkeypatch.setattr(sys.modules[__name__], "SET_UP", ["here"])
+    faults = ("", "hash", "flag", "set up")
+    tasks = [
+        Task(f"bad/{fault or 'right'}".replace(" ", "-"), partial(Walk, fault), 10, score_source="-")
+        for fault in faults
+    ]
+    report = check_suite(OneSuite(*tasks), "all")
+    found = {error.task: error for error in report.errors}
+    assert len(report.errors) == 3
+    assert set(found) == {"bad/hash", "bad/flag", "bad/set-up"}
+    start = "another process plays another episode, with the same seed and actions: "
+    assert found["bad/hash"].what.startswith(f"{start}reset(), observation['vector'][0]: "), report
+    assert "use zlib.crc32" in found["bad/hash"].fix
+    assert found["bad/flag"].what.startswith("step 1 gives"), report
+    assert found["bad/set-up"].what.startswith(f"{start}task 'bad/set-up'"), report
+    assert "reset raised RuntimeError('nobody has set it up')" in found["bad/set-up"].what
 
 
 class Film(gym.Env[np.ndarray, Any]):

@@ -19,9 +19,12 @@ from gymnasium.spaces import Discrete
 from mtrl.registry import UnknownNameError, tasks_of
 from mtrl.spaces import NO_INFO, RETURN_INFO, Codec, SpaceError, check_frames, declared, team_codec
 from mtrl.testing.compare import difference, outside
+from mtrl.testing.elsewhere import elsewhere
 from mtrl.types import Suite, Task
+from mtrl.vector.workers import unsendable
 
 _NO_SUCH_GROUP = "no such group"
+_ELSEWHERE = 50  # steps that are compared with another process
 _WIDTH = 8  # of the column that holds a finding's level
 _STEP_FIX = "make it work for legal actions up to Task.horizon"
 _FIXES = {
@@ -95,7 +98,7 @@ def check_suite(
     """Check every task of a group against the contract by playing random legal actions.
 
     Each task is built twice; each instance plays one episode per seed. So a fresh environment is compared with a used
-    one, bit for bit.
+    one, bit for bit. What keeps the contract so far is then compared with itself in another process.
 
     Args:
         suite: the suite, for instance ``registry.suite("minigrid")``.
@@ -114,6 +117,7 @@ def check_suite(
     findings = _check_listing(suite, group, tasks)
     for task in tasks:
         findings += _TaskCheck(task, task.horizon if full else min(steps, task.horizon)).run(seeds)
+    findings += _check_elsewhere(tasks, {finding.task for finding in findings if finding.level == "error"}, seeds[0])
     return Report(f"suite {suite.name}, group {group}", tuple(task.name for task in tasks), tuple(findings))
 
 
@@ -151,6 +155,21 @@ def _check_listing(suite: Suite, group: str, tasks: Sequence[Task]) -> list[Find
         if alone != [name]:
             error(f"tasks({short!r}) does not give this single task", "accept a task's short name as a group", name)
     return findings
+
+
+def _check_elsewhere(tasks: Sequence[Task], wrong: set[str], seed: int) -> Iterator[Finding]:
+    """Tasks in another process, but those that have errors of their own."""
+    if len({task.name for task in tasks}) < len(tasks):
+        return
+    right = [task for task in tasks if task.name not in wrong and not unsendable(task)]
+    for task, what in elsewhere(right, seed, _ELSEWHERE):
+        yield Finding(
+            "error",
+            task.name,
+            f"another process plays another episode, with the same seed and actions: {what}",
+            "let nothing depend on hash() (use zlib.crc32), the order of a set (sort it), time, threads, or on what the "
+            "main process alone has set up (do it in the module, or in build)",
+        )
 
 
 class _AbandonError(Exception):
