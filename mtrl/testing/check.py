@@ -167,7 +167,7 @@ def _check_elsewhere(tasks: Sequence[Task], wrong: set[str], seed: int) -> Itera
             "error",
             task.name,
             f"another process plays another episode, with the same seed and actions: {what}",
-            "let nothing depend on hash() (use zlib.crc32), the order of a set (sort it), time, threads, or on what the "
+            "let nothing depend on hash() (use zlib.crc32), the order of a set (sort it), time, threads, or what the "
             "main process alone has set up (do it in the module, or in build)",
         )
 
