@@ -268,17 +268,21 @@ def _due(before: int, now: int, every: int) -> bool:
 
 def _meta(config: RunConfig, spec: Spec, origin: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a checkpoint says of its making."""
-    about = {"config": config.model_dump(mode="json"), "tasks": runs.outline(spec)}
-    return about | {"versions": checkpoint.versions(), "init": origin}
+    return {
+        "config": config.model_dump(mode="json"),
+        "tasks": runs.outline(spec),
+        "versions": checkpoint.versions(),
+        "init": origin,
+    }
 
 
 def _saved(out: Path, spec: Spec) -> checkpoint.Checkpoint | None:
     """What a run goes on from; None if it has no checkpoint yet, as when it was killed while it saved its first one."""
     folder = out / runs.CHECKPOINTS
     saved = checkpoint.load(folder) if checkpoint.saved_in(folder) else None
-    if saved is not None and saved.meta.get("exported"):
-        raise runs.RunError(f"{out} holds a policy alone: it can be evaluated, not trained further")
     if saved is not None:
+        if saved.meta.get("exported"):
+            raise runs.RunError(f"{out} holds a policy alone: it can be evaluated, not trained further")
         runs.check_tasks(saved, spec, out)
     return saved
 

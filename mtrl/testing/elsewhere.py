@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from gymnasium.spaces import Discrete
 
 from mtrl.testing.compare import difference
-from mtrl.types import Array, Decision, Obs, Step, Task
+from mtrl.types import Decision, Obs, Step, Task
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv
+from mtrl.vector.actions import random_actions
 
 _AT_ONCE = 8  # environments that each of the two processes holds
 
@@ -48,7 +48,7 @@ def _first(tasks: Sequence[Task], seed: int, steps: int) -> tuple[Task, str] | N
             for number in range(1, steps + 1):
                 if found:
                     break
-                decision = Decision(_legal(here, rng), {})
+                decision = Decision(random_actions(here, rng), {})
                 for envs in (here, there):
                     envs.step_async(decision.action)
                 (left, _), (right, _) = here.step_wait(decision), there.step_wait(decision)
@@ -60,19 +60,6 @@ def _first(tasks: Sequence[Task], seed: int, steps: int) -> tuple[Task, str] | N
             name = names[here.slot_tasks[error.slot or 0]]
             return by_name[name], str(error).splitlines()[0]
     return (by_name[names[found[0]]], found[1]) if found else None
-
-
-def _legal(envs: MultiTaskVectorEnv, rng: np.random.Generator) -> dict[str, Array]:
-    actions: dict[str, Array] = {}
-    for name, rows in envs.layout.rows.items():
-        space, n = envs.spec.group(name).action, rows.stop - rows.start
-        if isinstance(space, Discrete):
-            legal = envs.obs.leaves[name].get("legal", np.ones((n, int(space.n)), bool))
-            actions[name] = np.where(legal, rng.random(legal.shape), -1.0).argmax(1)
-        else:
-            actions[name] = rng.uniform(space.low, space.high, (n, *space.shape)).astype(np.float32)
-            actions[name] = actions[name].clip(space.low, space.high)
-    return actions
 
 
 def _paid(left: Step, right: Step, where: str) -> tuple[int, str] | None:
@@ -90,12 +77,8 @@ def _differ(left: Obs, right: Obs, where: str) -> tuple[int, str] | None:
     for name, leaves in left.leaves.items():
         count = len(next(iter(leaves.values())))
         for row in range(count):
-            ours, theirs = (_row(obs.leaves[name], row) for obs in (left, right))
+            ours, theirs = ({leaf: x[row] for leaf, x in obs.leaves[name].items()} for obs in (left, right))
             if what := difference(ours, theirs, f"{where}, observation"):
                 return int(left.task[start + row]), what
         start += count
     return None
-
-
-def _row(leaves: Mapping[str, Array], row: int) -> dict[str, Array]:
-    return {leaf: array[row] for leaf, array in leaves.items()}

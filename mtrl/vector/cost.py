@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from gymnasium.spaces import Discrete
 
 from mtrl.machine import usable_cores
-from mtrl.types import Array, Decision, Group, Leaves, Spec, Task
+from mtrl.types import Decision, Spec, Task
+from mtrl.vector.actions import random_actions
 from mtrl.vector.env import MultiTaskVectorEnv
 from mtrl.vector.slots import EnvironmentFailedError
 from mtrl.vector.workers import unsendable
@@ -51,7 +51,7 @@ def step_seconds(tasks: Sequence[Task], steps: int = 40) -> float:
         taken = []
         end = time.perf_counter() + _PATIENCE
         while len(taken) < steps and (not taken or time.perf_counter() < end):
-            action = {g.name: _random(g, envs.obs.leaves[g.name], rng) for g in envs.spec.groups}
+            action = random_actions(envs, rng)
             before = time.perf_counter()
             envs.step_async(action)
             envs.step_wait(Decision(action, {}))
@@ -59,11 +59,3 @@ def step_seconds(tasks: Sequence[Task], steps: int = 40) -> float:
         return float(np.median(taken))
     finally:
         envs.close()
-
-
-def _random(group: Group, leaves: Leaves, rng: np.random.Generator) -> Array:
-    rows = len(next(iter(leaves.values())))
-    if isinstance(group.action, Discrete):
-        legal = leaves.get("legal", np.ones((rows, int(group.action.n)), bool))
-        return np.argmax(rng.random(legal.shape) * legal, axis=1)
-    return rng.uniform(group.action.low, group.action.high, (rows, *group.action.shape)).astype(np.float32)

@@ -5,24 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Discrete
 
 from mtrl.types import Decision, Episode, Obs, Step
 from mtrl.vector import MultiTaskVectorEnv
-
-
-def random_actions(envs: MultiTaskVectorEnv, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Actions drawn uniformly for every group, legal ones where rows say what is legal."""
-    actions = {}
-    for name, rows in envs.layout.rows.items():
-        space, n = envs.spec.group(name).action, rows.stop - rows.start
-        if "legal" in (leaves := envs.obs.leaves[name]):
-            actions[name] = np.where(leaves["legal"], rng.random(leaves["legal"].shape), -1.0).argmax(1)
-        elif isinstance(space, Discrete):
-            actions[name] = rng.integers(0, int(space.n), n)
-        else:
-            actions[name] = rng.uniform(space.low, space.high, (n, *space.shape)).astype(np.float32)
-    return actions
+from mtrl.vector.actions import random_actions
 
 
 def drive(envs: MultiTaskVectorEnv, steps: int, seed: int = 0) -> list[tuple[Step, Obs, list[Episode]]]:

@@ -15,7 +15,8 @@ from gymnasium.vector import AutoresetMode
 from mtrl.spaces import make_spec
 from mtrl.types import Decision, Task
 from mtrl.vector import EnvironmentFailedError, EpisodeList, MultiTaskVectorEnv, Pinned, episode_seed
-from tests.vector.drive import assert_same, begin_and_drive, drive, random_actions
+from mtrl.vector.actions import random_actions
+from tests.vector.drive import assert_same, begin_and_drive, drive
 from tests.vector.probes import HORIZON, tasks
 
 Make = Callable[..., MultiTaskVectorEnv]

@@ -17,8 +17,9 @@ import pytest
 from mtrl import registry
 from mtrl.types import Decision, Task
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv, episode_seed
+from mtrl.vector.actions import random_actions
 from mtrl.vector.workers import Workers
-from tests.vector.drive import assert_same, drive, random_actions
+from tests.vector.drive import assert_same, drive
 from tests.vector.probes import Walk, tasks
 
 Make = Callable[..., MultiTaskVectorEnv]

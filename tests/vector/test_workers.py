@@ -22,8 +22,9 @@ import pytest
 from mtrl import registry
 from mtrl.types import Decision, Task
 from mtrl.vector import EnvironmentFailedError, MultiTaskVectorEnv, episode_seed
+from mtrl.vector.actions import random_actions
 from mtrl.vector.workers import Workers, _Link, _shut_down, plan_moves, unsendable
-from tests.vector.drive import assert_same, begin_and_drive, drive, random_actions
+from tests.vector.drive import assert_same, begin_and_drive, drive
 from tests.vector.probes import tasks
 
 Make = Callable[..., MultiTaskVectorEnv]
