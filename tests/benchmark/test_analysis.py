@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtrl.benchmark import store
+from mtrl.benchmark import stats, store
 from mtrl.benchmark.analysis import analyse
 
 Writer = Callable[..., Path]
@@ -34,6 +34,18 @@ def test_equals_are_not_ranked(tmp_path: Path, grid_writer: Writer) -> None:
     (suite,) = analyse(store.load(grid_writer(tmp_path, {"one": 0.6, "two": 0.6}, ["s/x"], seeds=5))).suites
     assert "no difference that may be claimed" in suite.verdict
     assert any("intervals of the IQM overlap" in text for text in suite.cautions)
+
+
+def test_agents_are_compared_by_as_many_draws_as_the_rest(tmp_path: Path, grid_writer: Writer) -> None:
+    """Fewer leave the ends of an interval, and so what may be claimed, to chance."""
+    found = analyse(store.load(grid_writer(tmp_path, {"one": 0.6, "two": 0.6}, ["s/x"], seeds=5)))
+    (suite,) = found.suites
+    ours, theirs = (entry.scores for entry in suite.entries)
+    by_draws = {draws: stats.improvement(ours, theirs, draws) for draws in (stats.PROFILE_DRAWS, stats.DRAWS)}
+    assert found.draws == stats.DRAWS
+    assert by_draws[stats.PROFILE_DRAWS] != by_draws[stats.DRAWS]
+    first, second = (entry.agent for entry in suite.entries)
+    assert suite.improvement[first, second] == by_draws[stats.DRAWS]
 
 
 def test_few_runs_are_hints_and_one_run_is_nothing(tmp_path: Path, grid_writer: Writer) -> None:
