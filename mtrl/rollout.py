@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -282,6 +281,7 @@ class Minibatch:
     same: dict[str, Tensor]
     columns: dict[str, Tensor]
     memory: dict[str, Tensor]
+    only: int | None = None  # the task whose rows alone have weight; None: all of them
 
     @cached_property
     def scene(self) -> Scene:
@@ -295,28 +295,37 @@ class Minibatch:
 
     @property
     def weight(self) -> Tensor:
-        """[t * m], sums to 1: an equal share for each task that has valid rows."""
+        """[t * m], sums to 1: an equal share for each task that has valid rows (and is not left out)."""
         return self._weight
 
     @cached_property
     def _weight(self) -> Tensor:
-        return task_weights(self.task, self.columns["valid"].flatten(), int(self.task.max()) + 1)
+        valid = self.columns["valid"].flatten()
+        counts = valid if self.only is None else valid & (self.task == self.only)
+        return task_weights(self.task, counts, int(self.task.max()) + 1)
 
-    def parts(self) -> list[Minibatch]:
-        """One minibatch per task. A chunk counts for the task that it begins with."""
-        found, start = [], 0
+    def parts(self) -> dict[int, Minibatch]:
+        """A minibatch per task that has valid rows, of all chunks that hold one; rows of other tasks have no weight."""
+        found, start = {}, 0
         for group, action in self.action.items():
-            own = self.columns["task"][0, start : start + action.shape[1]]
-            ends = own.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
-            for low, high in itertools.pairwise([0, *ends]):
-                leaves = {leaf: x[:, low:high] for leaf, x in self.leaves[group].items()}
-                rows = slice(start + low, start + high)
-                columns = {name: x[:, rows] for name, x in self.columns.items()}
-                memory = {name: x[rows] for name, x in self.memory.items()}
-                same = {name: x[:, low:high] for name, x in self.same.items() if name == group}
-                found.append(Minibatch({group: leaves}, {group: action[:, low:high]}, same, columns, memory))
-            start += action.shape[1]
+            span = slice(start, start + action.shape[1])
+            task, valid = (self.columns[name][:, span] for name in ("task", "valid"))
+            for only in task[valid].unique().tolist():
+                own = _rows(((task == only) & valid).any(0))
+                leaves = {leaf: x[:, own] for leaf, x in self.leaves[group].items()}
+                columns = {name: x[:, span][:, own] for name, x in self.columns.items()}
+                memory = {name: x[span][own] for name, x in self.memory.items()}
+                same = {name: x[:, own] for name, x in self.same.items() if name == group}
+                found[only] = Minibatch({group: leaves}, {group: action[:, own]}, same, columns, memory, only)
+            start = span.stop
         return found
+
+
+def _rows(wanted: Tensor) -> slice | Tensor:
+    """Where ``wanted`` [m] is true, as a slice if it is one, which copies nothing."""
+    place = wanted.nonzero()[:, 0]
+    first, last = int(place[0]), int(place[-1])
+    return slice(first, last + 1) if last - first == len(place) - 1 else place
 
 
 class Items:

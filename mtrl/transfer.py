@@ -67,7 +67,7 @@ def notices(sizes: Mapping[str, int], origin: Mapping[str, Any] | None) -> Itera
 
 def shared_parameters(net: nn.Module, init: InitConfig) -> dict[str, nn.Parameter]:
     """The parameters of ``init.parts`` that all tasks share, by name."""
-    shared = {id(parameter) for parameter in task_parameters(net)[0]}
+    shared = {id(parameter) for parameter in task_parameters(net, by_group=True)[0]}
     wanted = {*init.parts, *(("head",) if "heads" in init.parts else ())}  # a critic has one for all groups
     return {
         name: parameter

@@ -204,7 +204,7 @@ def test_rows_that_repeat_carry_the_same_number() -> None:
             told = torch.cat([views[0], batch.columns["task"][0, rows : rows + number.shape[1], None]], 1)
             for value in number[0].unique():
                 assert len(told[number[0] == value].unique(dim=0)) == 1
-        for part in batch.parts():
+        for part in batch.parts().values():
             (group,) = part.leaves
             assert part.columns["task"].unique().numel() == 1
             assert part.same[group].shape == part.columns["task"].shape

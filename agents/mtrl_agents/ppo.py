@@ -90,6 +90,7 @@ class PPO:
                 and self.popart,
                 "chunk is of a memory's gradient: set memory, or leave chunk out": self.chunk and not self.memory,
                 "trunk.kind=paco composes the output layer, too: set head=[]": self.trunk.kind == "paco" and self.head,
+                "memory hides the features that trunk.kind=paco composes": self.trunk.kind == "paco" and self.memory,
             }
             if told := [text for text, is_so in wrong.items() if is_so]:
                 raise ValueError(told[0])

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from mtrl.nn.heads import ActionHead, ActionValueHead, Distribution, Shared, ValueHead, orthogonal_
 from mtrl.nn.linear import roomy
+from mtrl.nn.patches import folding
 from mtrl.nn.perception import Perception, PerceptionConfig, to_tensors
 from mtrl.nn.trunk import Memory, TrunkConfig, make_trunk
+from mtrl.nn.trunk.paco import start_alike_
 from mtrl.types import Array, Spec
 
 FEW = 128
@@ -82,6 +84,8 @@ def fold(rows: Rows) -> Folded | None:
     A grid world shows the same few views again and again: of the 750 rows in a minibatch of PPO on minigrid/mt3 about
     300 differ. What has no memory need not compute the others.
     """
+    if not folding():
+        return None
     same = label(rows) if rows.same is None else rows.same
     leaves: dict[str, dict[str, Tensor]] = {}
     tasks: list[Tensor] = []
@@ -232,6 +236,7 @@ class PolicyNet(nn.Module):
         orthogonal_(self, 2**0.5)
         for head in (*self.heads.values(), *self.action_values.values()):
             orthogonal_(cast(ActionHead, head).net.layers[-1], 0.01)  # a nearly uniform policy at the start
+            start_alike_(body.trunk, cast(ActionHead, head).net)
 
     def forward(
         self, rows: Rows, state: Tensor | None, recall: Lookup | None = None
@@ -267,6 +272,7 @@ class ValueNet(nn.Module):
         self.head = ValueHead(len(spec.tasks), like.out, hidden, per_task=like.per_task, activation=activation)
         orthogonal_(self, 2**0.5)
         orthogonal_(self.head.net.layers[-1], 0.01)  # the first advantages come from rewards, not from noise
+        start_alike_(like.trunk, self.head.net)
 
     def forward(self, features: Features, rows: Rows) -> Tensor:
         """Features [t, n, D] -> values [t, n]."""

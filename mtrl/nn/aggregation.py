@@ -12,6 +12,7 @@ GradVac's running targets, which belong to pairs of tasks, but start anew there 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
@@ -36,6 +37,9 @@ Method = Literal[
     "dual_proj",
 ]
 
+PER_GROUP = ("groups", "heads", "action_values")
+"""Modules that hold one module per group of tasks, by its name."""
+
 SILENT = 1e-12
 """A task whose squared gradient is below this share of the mean one has no say: it is solved, masked or absent."""
 
@@ -48,8 +52,8 @@ class Aggregated(NamedTuple):
 
 
 class Aggregator:
-    """Chooses the weights of K gradients. Where gradients do not conflict, PCGrad, GradVac, UPGrad and DualProj agree
-    with ``mean`` (1/K); the others weight them as they would otherwise.
+    """Chooses the weights of K gradients. Where gradients do not conflict, PCGrad, UPGrad and DualProj agree with
+    ``mean`` (1/K); the others weight them as they would otherwise (GradVac lifts cosines to what they usually are).
 
     Args:
         method: PCGrad and GradVac return the mean, not the sum, of the corrected gradients. FairGrad has alpha = 1, its
@@ -131,7 +135,10 @@ class Aggregator:
             weights = self.weights(gramian, tasks)
             parts = (weights @ jacobian).split([p.numel() for p in shared])
         for parameter, part in zip(shared, parts, strict=True):
-            parameter.grad = part.view_as(parameter)
+            # In the parameter's memory layout: torch's fused Adam pairs a channels-last weight's numbers with those of
+            # a contiguous gradient by position, silently wrong (seen with torch 2.13).
+            grad = part.view_as(parameter)
+            parameter.grad = grad if parameter.is_contiguous() else torch.empty_like(parameter).copy_(grad)
         return Aggregated(weights, gramian)
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,22 +149,26 @@ class Aggregator:
         self.targets = state["targets"].clone()
 
 
-def task_parameters(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def task_parameters(net: nn.Module, *, by_group: bool = False) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Parameters that all tasks share, and those of which every task has its own (heads, task weights, embeddings).
 
-    Frozen ones are neither.
+    Perception and heads of a group with one task (``lone``) are that task's own, unless they are asked for
+    ``by_group``: another run's task may take their place. Frozen ones are neither.
     """
     per_task = any(getattr(module, "per_task", False) for module in net.modules())
+    lone = {group for module in net.modules() for group in getattr(module, "lone", ())}
     shared, own = [], []
     for name, parameter in net.named_parameters():
         parts = name.split(".")
         if not parameter.requires_grad:
             continue
         if "trunk" in parts:
-            # Of a mixture, of PaCo; of a task's context; of soft modules, whose layer on a one-hot is an embedding.
+            # Of a mixture, of PaCo; of a task's context; of a layer on the task's one-hot, which is an embedding.
             single = parts[-1] in ("weights", "embedding") or parts[-2:] == ["task", "weight"]
         else:
             single = per_task and "perception" not in parts and "memory" not in parts
+            if not by_group:
+                single |= any(a in PER_GROUP and b in lone for a, b in itertools.pairwise(parts))
         (own if single else shared).append(parameter)
     return shared, own
 
@@ -190,7 +201,7 @@ def task_jacobian(
             if grad is None:
                 continue
             if parameter.grad is None:
-                parameter.grad = grad / len(losses)
+                parameter.grad = torch.empty_like(parameter).copy_(grad).div_(len(losses))
             else:
                 parameter.grad.add_(grad, alpha=1 / len(losses))
     for parameter in own:

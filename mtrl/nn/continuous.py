@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mtrl.nn.heads import TaskMLP, look_up, to_bounds
 from mtrl.nn.perception import Perception, PerceptionConfig, flat_width, with_action
 from mtrl.nn.trunk import TrunkConfig, make_trunk
+from mtrl.nn.trunk.paco import start_alike_
 from mtrl.types import Spec
 
 Leaves = Mapping[str, Mapping[str, Tensor]]
@@ -39,18 +40,18 @@ class Rows(NamedTuple):
     def weight(self) -> None:
         """All rows count alike: replay draws as many of every task."""
 
-    def parts(self) -> list[Rows]:
+    def parts(self) -> dict[int, Rows]:
         """The rows of each task, which are adjacent."""
-        found, start = [], 0
+        found, start = {}, 0
         for name, action in self.action.items():
             tasks = self.task[start : start + len(action)]
             own = 0
-            for count in tasks.unique_consecutive(return_counts=True)[1].tolist():
+            for task, count in zip(*(x.tolist() for x in tasks.unique_consecutive(return_counts=True)), strict=True):
                 here, all_ = slice(own, own + count), slice(start + own, start + own + count)
                 obs, following = ({name: {k: x[here] for k, x in part[name].items()}} for part in (self.obs, self.next))
                 noise, after = ({name: part[name][here]} for part in (self.noise, self.next_noise))
                 rest = self.reward[all_], self.terminated[all_], following, noise, after, self.target[all_]
-                found.append(Rows(self.task[all_], obs, {name: action[here]}, *rest))
+                found[task] = Rows(self.task[all_], obs, {name: action[here]}, *rest)
                 own += count
             start += len(action)
         return found
@@ -76,6 +77,7 @@ class SquashedPolicy(nn.Module):
         for group in spec.groups:
             heads = len(group.tasks) if self.trunk.per_task else 1
             self.heads[group.name] = TaskMLP(heads, (self.trunk.out, 2 * flat_width(group)))
+            start_alike_(self.trunk, self.heads[group.name])
             local = torch.zeros(len(spec.tasks), dtype=torch.int64)
             if self.trunk.per_task:
                 local[list(group.tasks)] = torch.arange(heads)
@@ -100,9 +102,9 @@ class SquashedPolicy(nn.Module):
         return out
 
     def to_unit(self, action: Tensor, group: str) -> Tensor:
-        """The environment's bounds to [-1, 1]."""
+        """The environment's bounds to [-1, 1]; to -1 where they leave no choice."""
         low, high = self.get_buffer(f"low:{group}"), self.get_buffer(f"high:{group}")
-        return (action - low) / (high - low) * 2 - 1
+        return (action - low) / torch.where(high > low, high - low, 1.0) * 2 - 1
 
     def to_env(self, action: Tensor, group: str) -> Tensor:
         """[-1, 1] to the environment's bounds."""
@@ -126,6 +128,7 @@ class ActionCritic(nn.Module):
         self.perception = Perception(dataclasses.replace(spec, groups=tuple(groups)), perception, state=True)
         self.trunk = make_trunk(trunk, self.perception.width, len(spec.tasks), self.perception.view)
         self.head = TaskMLP(len(spec.tasks) if self.trunk.per_task else 1, (self.trunk.out, out))
+        start_alike_(self.trunk, self.head)
         self.register_buffer("common", torch.zeros(len(spec.tasks), dtype=torch.int64), persistent=False)
 
     def forward(self, obs: Leaves, action: Mapping[str, Tensor], task: Tensor) -> Tensor:

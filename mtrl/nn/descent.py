@@ -14,16 +14,17 @@ from mtrl.nn.balancers import BalancerName, make_balancer
 
 
 class Parted(Protocol):
-    """A batch of n rows that knows their tasks [n] int64 and can be taken apart by task, rows in the same order.
+    """A batch of n rows that knows their tasks [n] int64 and can be taken apart by task.
 
     ``weight`` [n] sums to 1 and gives every task an equal share; None: all rows count alike, and do so by themselves.
+    ``parts()``: batches by task, of which only the task's own rows have weight.
     """
 
     @property
     def task(self) -> Tensor: ...
     @property
     def weight(self) -> Tensor | None: ...
-    def parts(self) -> Sequence[Self]: ...
+    def parts(self) -> Mapping[int, Self]: ...
 
 
 class Descent:
@@ -87,10 +88,11 @@ class Descent:
         self.optimizer.zero_grad()
         if self.aggregator is not None:
             parts = rows.parts()
-            found = [loss(part) for part in parts]
-            means = [_mean(each, part) for each, part in zip(found, parts, strict=True)]
-            self.aggregator.backward(means, self.net, [int(part.task[0]) for part in parts])
-            mean, losses, task = torch.stack(means).detach().mean(), torch.cat(found), [part.task for part in parts]
+            found = [loss(part) for part in parts.values()]
+            means = [_mean(each, part) for each, part in zip(found, parts.values(), strict=True)]
+            self.aggregator.backward(means, self.net, [*parts])
+            mean, losses = torch.stack(means).detach().mean(), torch.cat(found)
+            task = [part.task for part in parts.values()]
         else:
             losses, task = loss(rows), [rows.task]
             mean = _mean(losses, rows)

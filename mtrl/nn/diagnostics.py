@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mtrl.nn.aggregation import task_jacobian, task_parameters
 from mtrl.nn.heads import TaskMLP
+from mtrl.nn.patches import unfolded
 from mtrl.nn.trunk.mixture import MixtureTrunk
 
 DORMANT = 0.025
@@ -123,7 +124,7 @@ def inspect(nets: Mapping[str, nn.Module], forward: Callable[[], object], tasks:
     """
     watches = {name: _Watch(net) for name, net in nets.items()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unfolded():
             forward()
     finally:
         for watch in watches.values():

@@ -30,7 +30,7 @@ def project(probs: Tensor, atoms: Tensor, support: Tensor) -> Tensor:
     place = ((atoms - low) / spacing).clamp(0, len(support) - 1)
     left = place.floor().clamp(max=len(support) - 2)
     share = place - left  # of the right neighbour
-    left = left.long()
+    left = left.nan_to_num().long()  # what is not a number stays so in ``share``
     out = probs.new_zeros(len(probs), len(support))
     out.scatter_add_(1, left, probs * (1 - share))
     return out.scatter_add_(1, left + 1, probs * share)

@@ -9,6 +9,8 @@ layer before.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -22,6 +24,25 @@ FEW = 32
 
 MOST = 65536
 """Most distinct patches of a layer: four of their numbers fit into one of 64 bits."""
+
+
+_folding = True
+
+
+def folding() -> bool:
+    """Whether what repeats in a batch may be computed once."""
+    return _folding
+
+
+@contextmanager
+def unfolded() -> Iterator[None]:
+    """Networks compute every row and patch, so that means over what their layers say are means over the batch."""
+    global _folding
+    before, _folding = _folding, False
+    try:
+        yield
+    finally:
+        _folding = before
 
 
 def one_hot_cells(planes: tuple[int, ...]) -> Tensor:
@@ -53,9 +74,9 @@ def find_patches(cells: Tensor, layers: int) -> Patches | None:
     """What ``layers`` 2x2 convolutions see of grids of ids [n, h, w] int64, ids in [0, 65536).
 
     None where it does not pay: without layers, for few grids, for more patches than can be told apart, and on a GPU
-    (where the gradient of a look-up is not deterministic either).
+    (where the gradient of a look-up is not deterministic either); and while all is ``unfolded``.
     """
-    if not layers or len(cells) < FEW or cells.device.type != "cpu":
+    if not layers or len(cells) < FEW or cells.device.type != "cpu" or not folding():
         return None
     parts: list[Tensor] = []
     for _ in range(layers):

@@ -115,6 +115,7 @@ class GridCNN(nn.Module):
         for a, b in itertools.pairwise(sizes):
             layers += [nn.Conv2d(a, b, 2), ACTIVATIONS["relu"]()]
         self.convs = _channels_last(nn.Sequential(*layers[:-1]))
+        self.activation = nn.Tanh()
         self.layers = len(channels)
         self.out = (h - self.layers) * (w - self.layers) * sizes[-1]
         self.view = None if channels else (h, w, sizes[0])
@@ -128,8 +129,8 @@ class GridCNN(nn.Module):
             x = F.embedding(cells, self.cells).permute(0, 3, 1, 2)
         else:
             x = (image.float() * self.scale).contiguous(memory_format=torch.channels_last)
-        flat = self.convs(x).permute(0, 2, 3, 1).flatten(1)
-        return flat if self.view else torch.tanh(flat)
+        x = self.convs(x)
+        return (x if self.view else self.activation(x)).permute(0, 2, 3, 1).flatten(1)
 
     def _by_patch(self, patches: Patches) -> Tensor:
         x, parts = self.cells, iter(patches.parts)
@@ -139,7 +140,7 @@ class GridCNN(nn.Module):
                 x = F.linear(F.embedding(next(parts), x).flatten(1), weight, layer.bias)
             else:
                 x = layer(x)
-        return F.embedding(patches.place.flatten(1), torch.tanh(x)).flatten(1)
+        return F.embedding(patches.place.flatten(1), self.activation(x)).flatten(1)
 
 
 class NatureCNN(nn.Module):
@@ -162,10 +163,11 @@ class NatureCNN(nn.Module):
         with torch.no_grad():
             flat = self.convs(torch.zeros(1, *shape)).numel()
         self.linear = nn.Linear(flat, self.out)
+        self.activation = nn.ReLU()
 
     def forward(self, image: Tensor) -> Tensor:
         x = image.contiguous(memory_format=torch.channels_last).float() / 255.0
-        return torch.relu(self.linear(self.convs(x).flatten(1)))
+        return self.activation(self.linear(self.convs(x).flatten(1)))
 
 
 class Tokens(nn.Module):
@@ -233,6 +235,7 @@ class Perception(nn.Module):
 
     Attributes:
         width: D of the latents, the same for all groups.
+        lone: the groups that have one task.
         view: where the latents of every group hold the same small picture as it came, if they do.
 
     Raises:
@@ -242,6 +245,7 @@ class Perception(nn.Module):
     def __init__(self, spec: Spec, config: PerceptionConfig, *, state: bool = False) -> None:
         super().__init__()
         self.groups = nn.ModuleDict({group.name: _GroupPerception(group, config, state) for group in spec.groups})
+        self.lone = frozenset(group.name for group in spec.groups if len(group.tasks) == 1)
         natural = [int(one.natural) for one in self.groups.values()]  # type: ignore[arg-type]
         self.width = config.width or (natural[0] if len(set(natural)) == 1 else JOINED)
         for one in self.groups.values():

@@ -16,6 +16,8 @@ from mtrl.nn.actor_critic import Rows, appraise, decide, judge, to_rows
 from mtrl.nn.bootstrap import judge_rollout
 from mtrl.nn.heads import ActionHead
 from mtrl.nn.perception import to_tensors
+from mtrl.rollout import Minibatch
+from mtrl.sampler import Sampled, SamplerConfig
 from mtrl.spaces import make_spec
 from mtrl.testing.probes import TARGET, VALUES
 from mtrl.types import Group, Spec, Step, TaskInfo
@@ -245,6 +247,7 @@ def test_a_loss_over_the_batch_sees_every_row_of_it() -> None:
         ({"popart": True, "normalize_value": False}, "set normalize_value=true"),
         ({"chunk": 8}, "set memory, or leave chunk out"),
         ({"trunk": {"kind": "paco", "widths": [8]}}, r"set head=\[\]"),
+        ({"trunk": {"kind": "paco", "widths": [8]}, "head": [], "memory": 4}, "memory hides the features"),
     ],
 )
 def test_what_would_do_nothing_is_refused(options: dict[str, Any], message: str) -> None:
@@ -403,13 +406,39 @@ def test_a_minibatch_is_the_sum_of_its_tasks(options: dict[str, Any]) -> None:
         run.step()
     items, _ = run.agent._prepare()
     batch = next(items.minibatches(2, run.agent.generator))
-    parts = batch.parts()
-    tasks = [part.columns["task"][0].unique().tolist() for part in parts]
-    assert [each for (each,) in tasks] == batch.columns["task"][0].unique_consecutive().tolist()
-    for name, net in run.agent.nets.items():
-        loss, _ = run.agent._losses(batch, name)
+    assert list(batch.parts()) == batch.columns["task"][0].unique_consecutive().tolist()
+    for task, part in batch.parts().items():
+        assert part.columns["task"].unique().tolist() == [task]
+    check_parts(run.agent, batch)
+
+
+def test_chunks_of_several_tasks_are_part_of_each() -> None:
+    """Where a sampler gives a slot another task within a chunk, every row still counts for its own task alone."""
+    run = Run("mtrl.testing:Probes/everything", **NET, memory=8, chunk=8)
+    slots = [task for task in range(len(run.tasks)) for _ in range(4)]
+    schedule = Sampled(SamplerConfig(kind="uniform"), run.spec, slots, 0)
+    run.envs = MultiTaskVectorEnv(run.tasks, 4, seed=0, spec=run.spec, schedule=schedule)
+    run.envs.reset()
+    run.actor = run.agent.actor(run.envs.layout, explore=True)
+    while not run.agent.rollout.full:
+        run.step()
+    batch = next(run.agent._prepare()[0].minibatches(2, run.agent.generator))
+    valid = batch.columns["valid"].flatten()
+    mixed = 0
+    for task, part in batch.parts().items():
+        assert float(part.weight[part.task == task].sum()) == pytest.approx(1)
+        assert int((part.weight > 0).sum()) == int((batch.task[valid] == task).sum())
+        mixed += len(part.columns["task"].unique()) > 1
+    assert mixed > 2
+    assert list(batch.parts()) != batch.task[valid].unique_consecutive().tolist()
+    check_parts(run.agent, batch)
+
+
+def check_parts(agent: PPO, batch: Minibatch) -> None:
+    for name, net in agent.nets.items():
+        loss, _ = agent._losses(batch, name)
         whole = torch.autograd.grad(loss @ batch.weight, [*net.parameters()], allow_unused=True)
-        means = [run.agent._losses(part, name)[0] @ part.weight for part in parts]
+        means = [agent._losses(part, name)[0] @ part.weight for part in batch.parts().values()]
         split = torch.autograd.grad(torch.stack(means).mean(), [*net.parameters()], allow_unused=True)
         for a, b in zip(whole, split, strict=True):
             assert (a is None) == (b is None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import math
 import weakref
@@ -121,6 +122,18 @@ def test_actions_stay_in_their_groups_bounds_and_fill_them() -> None:
     assert np.ptp(arm[:200], 0).min() > 4.5
     unit = agent.policy.to_unit(torch.as_tensor(arm), "arm")
     np.testing.assert_allclose(agent.policy.to_env(unit, "arm").numpy(), arm, atol=1e-5)
+
+
+def test_bounds_that_leave_no_choice_do_no_harm() -> None:
+    spec = ragged_spec()
+    low, high = np.array([0.0, -4.0], np.float32), np.array([0.0, 2.0], np.float32)
+    spec = dataclasses.replace(
+        spec, groups=(dataclasses.replace(spec.groups[0], action=Box(low, high)), spec.groups[1])
+    )
+    agent = make(spec)
+    ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20)  # type: ignore[arg-type]
+    assert agent.updates > 3
+    assert agent.policy.to_unit(torch.tensor([[0.0, -1.0]]), "arm").tolist() == [[-1, 0]]
 
 
 def test_greedy_actors_repeat_themselves_and_leave_training_alone() -> None:
@@ -524,13 +537,14 @@ def test_parts_of_a_batch_are_its_tasks_in_order() -> None:
     ragged_run(agent, agent.actor(RAGGED_LAYOUT, explore=True), 20)  # type: ignore[arg-type]
     rows = agent._batch()[1]
     rows = rows._replace(target=torch.arange(len(rows.task)))
-    parts = rows.parts()
-    assert [part.task.unique().tolist() for part in parts] == [[t] for t in rows.task.unique_consecutive().tolist()]
+    assert list(rows.parts()) == rows.task.unique_consecutive().tolist()
+    assert [part.task.unique().tolist() for part in rows.parts().values()] == [[task] for task in rows.parts()]
+    parts = [*rows.parts().values()]
     torch.testing.assert_close(torch.cat([part.target for part in parts]), rows.target)
     torch.testing.assert_close(torch.cat([part.reward for part in parts]), rows.reward)
     torch.manual_seed(0)
     rows = rows._replace(target=torch.randn(len(rows.task)))
-    whole, split = agent._critic_loss(rows), torch.cat([agent._critic_loss(part) for part in rows.parts()])
+    whole, split = agent._critic_loss(rows), torch.cat([agent._critic_loss(part) for part in parts])
     torch.testing.assert_close(split, whole)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 from typing import Any, get_args
 
 import pytest
@@ -10,8 +11,11 @@ import torch
 from torch import nn
 
 from mtrl.nn.aggregation import Aggregator, Method, task_jacobian, task_parameters
+from mtrl.nn.continuous import SquashedPolicy
 from mtrl.nn.heads import TaskMLP
+from mtrl.nn.perception import PerceptionConfig
 from mtrl.nn.trunk import TrunkConfig, make_trunk
+from tests.ragged import ragged_spec
 
 METHODS = get_args(Method)
 jd = pytest.importorskip("torchjd.aggregation")
@@ -139,7 +143,8 @@ def cosines(jacobian: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 class Net(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.trunk = make_trunk(TrunkConfig(kind=kind, widths=(8,)), 5, 3)  # type: ignore[arg-type]
+        fields = {"balance": 0.0} if kind == "moe_topk" else {}  # whose gradient belongs to no task
+        self.trunk = make_trunk(TrunkConfig(kind=kind, widths=(8,), **fields), 5, 3)  # type: ignore[arg-type]
         self.head = TaskMLP(3 if self.trunk.per_task else 1, (self.trunk.out, 2))
 
     def forward(self, x: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
@@ -150,7 +155,7 @@ def losses(net: Net, x: torch.Tensor, task: torch.Tensor) -> list[torch.Tensor]:
     return [net(x[task == k], task[task == k]).square().mean() for k in range(3)]
 
 
-@pytest.mark.parametrize("kind", ["multi_head", "moore", "care", "paco", "shared", "soft_modules"])
+@pytest.mark.parametrize("kind", ["multi_head", "moore", "care", "paco", "shared", "soft_modules", "moe_topk"])
 def test_slices_give_the_jacobian_of_full_backward_passes(kind: str) -> None:
     net = Net(kind).double()
     x, task = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) % 3
@@ -161,7 +166,8 @@ def test_slices_give_the_jacobian_of_full_backward_passes(kind: str) -> None:
         "moore": {"trunk.weights", "head.layers.0.weight", "head.layers.0.bias"},
         "care": {"trunk.context.embedding"},
         "paco": {"trunk.weights"},
-        "shared": set(),
+        "shared": {"trunk.task.weight"},
+        "moe_topk": {"trunk.task.weight", "head.layers.0.weight", "head.layers.0.bias"},
         "soft_modules": {"trunk.task.weight"},
     }
     assert names == expected[kind]
@@ -176,6 +182,36 @@ def test_slices_give_the_jacobian_of_full_backward_passes(kind: str) -> None:
     joint.mean().backward()
     for parameter in own:
         torch.testing.assert_close(means[id(parameter)], parameter.grad)
+
+
+def test_what_a_group_with_one_task_has_for_itself_is_not_shared() -> None:
+    torch.manual_seed(0)
+    trunk = TrunkConfig(kind="shared", widths=(8,))
+    policy = SquashedPolicy(ragged_spec(), PerceptionConfig(width=6, channels=(4,)), trunk, (-5.0, 2.0))
+    own = {id(p) for p in task_parameters(policy)[1]}
+    names = {name for name, p in policy.named_parameters() if id(p) in own}
+    alone = {name for name, _ in policy.named_parameters() if ".eye." in f".{name}."}
+    assert len(alone) == 6  # a convolution, the layer behind it and a head, with biases
+    assert names == alone | {"trunk.task.weight"}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_gradients_lie_in_memory_as_their_parameters_do(fused: bool) -> None:
+    """Torch's fused Adam pairs numbers by position: the step on a channels-last weight must be the plain one."""
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 1))
+    one[0].weight.data = one[0].weight.data.contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr]
+    two = copy.deepcopy(one)
+    x, y = torch.randn(2, 8, 3, 4, 4), torch.randn(2, 8, 1)
+    optimizers = [torch.optim.Adam(net.parameters(), 0.01, fused=fused) for net in (one, two)]
+    for _ in range(3):
+        Aggregator("mean").backward([(one(a) - b).square().mean() for a, b in zip(x, y, strict=True)], one)
+        two.zero_grad()
+        (two(x.flatten(0, 1)) - y.flatten(0, 1)).square().mean().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, theirs in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)  # three steps of .01
 
 
 @pytest.mark.parametrize("frozen", ["trunk.experts", "trunk", ""])

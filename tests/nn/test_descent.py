@@ -23,8 +23,8 @@ class Batch(NamedTuple):
     def weight(self) -> Tensor | None:
         return None
 
-    def parts(self) -> list[Batch]:
-        return [Batch(*(column[self.task == k] for column in self)) for k in self.task.unique()]
+    def parts(self) -> dict[int, Batch]:
+        return {k: Batch(*(column[self.task == k] for column in self)) for k in self.task.unique().tolist()}
 
 
 class Net(nn.Module):
@@ -62,7 +62,7 @@ def test_aggregated_gradients_are_clipped_and_stepped() -> None:
     other, _, _ = made()
     before = [p.detach().clone() for p in net.parameters()]
     descent(net.loss, rows, 0)
-    Aggregator("upgrad").backward([other.loss(part).mean() for part in rows.parts()], other)
+    Aggregator("upgrad").backward([other.loss(part).mean() for part in rows.parts().values()], other)
     nn.utils.clip_grad_norm_(other.parameters(), 0.1)
     for old, mine, theirs in zip(before, net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(mine, old - 0.01 * theirs.grad)  # type: ignore[operator]

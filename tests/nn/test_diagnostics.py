@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from mtrl.nn.actor_critic import Rows, fold
 from mtrl.nn.diagnostics import (
     conflict_metrics,
     dormant_units,
@@ -21,6 +23,7 @@ from mtrl.nn.diagnostics import (
     task_similarity,
 )
 from mtrl.nn.heads import TaskMLP
+from mtrl.nn.perception import GridCNN, NatureCNN
 from mtrl.nn.trunk import TrunkConfig, make_trunk
 from tests.trunks import small
 
@@ -103,8 +106,9 @@ def test_inspection_of_a_mixture() -> None:
     assert (found["a_weight_norm"], found["b_weight_norm"]) == (5, 2)
     assert (found["a_expert1"], found["b_expert0"]) == (pytest.approx(4 / 7), 0)
     hidden = torch.relu(first(x)).transpose(0, 1).flatten(1).detach()
-    assert found["dormant"] == pytest.approx(float(dormant_units(hidden).float().mean()))
-    assert found["dormant"] >= 1 / 16
+    units = torch.cat((dormant_units(hidden), dormant_units(net.trunk(x, task).detach())))
+    assert found["dormant"] == pytest.approx(float(units.float().mean()))
+    assert found["dormant"] >= 1 / 24
     assert not net.trunk._forward_hooks
 
 
@@ -113,11 +117,11 @@ def test_experts_that_serve_rows_of_their_own_are_dormant_one_by_one() -> None:
     net = Net("moe_topk")
     x, task = torch.rand(60, 4), torch.arange(60) % 2
     alive = look(net, x, task)["dormant"]
-    first, units = net.trunk.experts.layers[0], 8 + 6 + 8 + 3 * 8  # shared layers, gate, experts
+    first, units = net.trunk.experts.layers[0], 8 + 6 + 8 + 3 * 8 + 6  # shared layers, gate, experts, sum
     with torch.no_grad():
         first.weight[1] = 0
         first.bias[1] = -1
-    assert look(net, x, task)["dormant"] * units >= alive * units + 4  # some of the eight may have slept before
+    assert look(net, x, task)["dormant"] * units >= alive * units + 2  # some of the eight may have slept before
     with torch.no_grad():
         net.trunk.gate[-1].bias[0] = -1e9
     assert look(net, x, task)["dormant"] * units >= 16
@@ -134,6 +138,52 @@ def test_inspection_of_a_plain_trunk() -> None:
     net = Net("multi_head")
     found = look(net, torch.rand(9, 4), torch.arange(9) % 2)
     assert found.keys() == {"dormant", "effective_rank"}
+
+
+def test_units_are_dormant_on_the_batch_not_on_what_it_holds_of_different_rows() -> None:
+    """Networks compute what repeats once; a unit that is awake in one row of many still counts by its mean."""
+    torch.manual_seed(0)
+    net = nn.Module()
+    net.perception = nn.Module()
+    net.perception.image = cnn = GridCNN((1, 5, 5), (8,), (6, 6))
+    rare, common = torch.randint(0, 8, (2, 1, 1, 5, 5), dtype=torch.uint8)
+    x = torch.cat((rare, common.expand(199, -1, -1, -1)))
+
+    def measure(forward: Callable[[], object]) -> float:
+        return inspect({"net": net}, forward, [])["diagnostics/net/dormant"]
+
+    found = measure(lambda: cnn(x))
+    with torch.no_grad():
+        hidden = torch.relu(cnn.convs[0](cnn.cells[x[:, 0].long()].permute(0, 3, 1, 2)))
+        last = torch.tanh(cnn.convs[2](hidden))
+    units = [dormant_units(layer.permute(0, 2, 3, 1).flatten(0, 2)) for layer in (hidden, last)]
+    assert found == float(torch.cat(units).float().mean())
+    rows = Rows(
+        {"g": {"image": x[None]}}, torch.zeros(1, 200, dtype=torch.int64), torch.zeros(1, 200, dtype=torch.bool)
+    )
+    seen = [fold(rows)]
+    inspect({"net": net}, lambda: (cnn(x), seen.append(fold(rows))), [])
+    assert [folded is None for folded in (*seen, fold(rows))] == [False, True, False]
+
+
+def test_every_activation_layer_is_seen() -> None:
+    nature = nn.Module()
+    nature.perception = NatureCNN((3, 40, 40))
+    x, units = torch.randint(0, 256, (40, 3, 40, 40), dtype=torch.uint8), 32 + 64 + 64 + 512
+
+    def dormant(net: nn.Module, forward: Callable[[], object]) -> float:
+        return inspect({"net": net}, forward, ["a", "b"])["diagnostics/net/dormant"]
+
+    alive = dormant(nature, lambda: nature.perception(x))
+    nn.init.constant_(nature.perception.linear.bias, -100)
+    assert dormant(nature, lambda: nature.perception(x)) * units >= max(512, alive * units)
+    latents, task = torch.rand(40, 4), torch.arange(40) % 2
+    for kind in ("soft_modules", "film", "moe_topk", "moore", "moe", "care", "paco", "shared"):
+        net = Net(kind)
+        for name, parameter in net.trunk.named_parameters():
+            if name != "weights":  # of a mixture or PaCo: of what is silent
+                nn.init.constant_(parameter, 0)
+        assert dormant(net, lambda net=net: net.trunk(latents, task)) == 1, kind
 
 
 def test_conflict_metrics_see_shared_parameters_and_leave_the_graph_usable() -> None:

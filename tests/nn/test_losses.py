@@ -44,6 +44,12 @@ def test_projection_splits_between_neighbours() -> None:
     assert float(out.sum()) == 1
 
 
+def test_what_is_not_a_number_stays_so() -> None:
+    out = project(torch.ones(2, 1), torch.tensor([[torch.nan], [0.0]]), torch.linspace(-1, 1, 3))
+    assert torch.isnan(out[0]).any()
+    assert out[1].tolist() == [0, 1, 0]
+
+
 def test_projection_of_the_support_onto_itself_changes_nothing() -> None:
     support = torch.linspace(-2, 2, 9, dtype=torch.float64)
     probs = torch.rand(5, 9, dtype=torch.float64).softmax(1)

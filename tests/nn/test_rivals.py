@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mtrl.nn.actor_critic import orthogonal_
+from mtrl.nn.heads import TaskMLP
 from mtrl.nn.trunk import TrunkConfig, make_trunk
+from mtrl.nn.trunk.paco import start_alike_
 from mtrl.nn.trunk.topk import balance_loss
 
 TASK = torch.tensor([0, 2, 1, 1, 2, 0, 0])
@@ -120,7 +122,27 @@ def test_pacos_composed_network_equals_the_sum_over_its_sets() -> None:
 def test_paco_starts_as_one_network_for_all_tasks() -> None:
     trunk = build("paco", experts=20)
     assert all(torch.equal(m, m[:1].expand_as(m)) for m in trunk.matrices)
-    torch.testing.assert_close(trunk.weights.sum(1), torch.ones(3, dtype=torch.float64), atol=0.3, rtol=0)
+    torch.testing.assert_close(trunk.weights.sum(1), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("start", ["as it comes", "orthogonal"])
+def test_pacos_heads_start_as_one_ordinary_layer(start: str) -> None:
+    torch.manual_seed(0)
+    trunk = make_trunk(TrunkConfig(kind="paco", widths=(64,), experts=20), 6, 3)
+    head, plain = TaskMLP(1, (trunk.out + 2, 8)), TaskMLP(1, (64, 8))  # beside the features, an action
+    if start == "orthogonal":
+        orthogonal_(head, 0.5)
+        orthogonal_(plain, 0.5)
+    beside = head.layers[0].weight[:, -2:].clone()  # type: ignore[index]
+    start_alike_(trunk, head)
+    assert torch.equal(head.layers[0].weight[:, -2:], beside)  # type: ignore[index]
+    x, task = torch.randn(3, 6), torch.arange(3)
+    features = torch.cat([trunk(row.expand(3, 6), task) for row in x])
+    found = head(torch.cat((features, torch.zeros(9, 2)), 1), torch.zeros(9, dtype=torch.int64)).view(3, 3, 8)
+    torch.testing.assert_close(found, found[:, :1].expand_as(found))  # whatever the task
+    composed = (head.layers[0].weight.detach()[0, : -20 - 2].view(20, 64, 8) / 20).sum(0)  # type: ignore[index, operator]
+    assert float(composed.std()) == pytest.approx(float(plain.layers[0].weight.detach().std()), rel=0.2)  # type: ignore[operator]
+    start_alike_(build("care"), plain)  # touches no other
 
 
 @pytest.mark.parametrize("modulation", ["channel", "scalar"])
@@ -163,7 +185,7 @@ def test_the_balance_loss_reaches_the_gate_alone_and_only_while_it_learns() -> N
     trunk = build("moe_topk", balance=10.0)
     (trunk(x, TASK) * 0).sum().backward()  # the main loss says nothing
     assert trunk.gate[0].weight.grad.any()
-    assert not any(p.grad.any() for name, p in trunk.named_parameters() if not name.startswith("gate"))
+    assert not any(p.grad.any() for name, p in trunk.named_parameters() if not name.startswith(("gate", "task")))
     assert x.grad is not None
     assert not x.grad.any()
 

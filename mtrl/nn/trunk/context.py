@@ -80,6 +80,7 @@ class FilmTrunk(nn.Module):
         encoder = _encoder(config)
         self.context = TaskContext(num_tasks, config.context)
         self.hidden = nn.Linear(config.context, config.context)
+        self.activation = nn.ReLU()
         self.sizes = encoder if config.modulation == "channel" else (1,) * len(encoder)
         # A parameter, not a layer: whoever initialises layers anew must not touch the neutral start.
         self.modulation = nn.Parameter(torch.zeros(config.context, 2 * sum(self.sizes)))
@@ -90,12 +91,12 @@ class FilmTrunk(nn.Module):
 
     def forward(self, latents: Tensor, task: Tensor) -> Tensor:
         context = self.context()
-        change = F.embedding(task, F.relu(self.hidden(context)) @ self.modulation)
+        change = F.embedding(task, self.activation(self.hidden(context)) @ self.modulation)
         factors, shifts = (part.split(self.sizes, 1) for part in change.chunk(2, 1))
         h = latents
         for i, (layer, factor, shift) in enumerate(zip(self.encoder, factors, shifts, strict=True)):
             h = layer(h)
-            h = (1 + factor) * (F.relu(h) if i < len(self.encoder) - 1 else h) + shift
+            h = (1 + factor) * (self.activation(h) if i < len(self.encoder) - 1 else h) + shift
         return self.layers(torch.cat((h, F.embedding(task, context)), 1))
 
 

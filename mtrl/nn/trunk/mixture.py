@@ -61,7 +61,7 @@ class MixtureTrunk(nn.Module):
             self.convs = ExpertCNN(config.experts, view, config.channels)
             self.view, inner = slice(view.start, view.start + math.prod(view.shape)), self.convs.out
         self.layers = ExpertMLP(config.experts, (inner, *config.widths), config.activation) if config.widths else None
-        self.activation = ACTIVATIONS[config.activation]()
+        self.activation, self.tanh = ACTIVATIONS[config.activation](), nn.Tanh()
         self.mixed = config.widths[-1] if config.widths else inner
         self.out = self.mixed + width - (self.view.stop - self.view.start)
         if orthogonal and config.experts > self.mixed:
@@ -84,7 +84,7 @@ class MixtureTrunk(nn.Module):
             mixed = orthonormal_mixture(outputs, weights[:, None])[:, 0]
         else:  # no product of matrices: their libraries are made for more than one row
             mixed = (weights[..., None].to(outputs.dtype) * outputs).sum(1)
-        features = torch.tanh(mixed)
+        features = self.tanh(mixed)
         if self.out == self.mixed:
             return features
         return torch.cat((latents[:, : self.view.start], features, latents[:, self.view.stop :]), 1)

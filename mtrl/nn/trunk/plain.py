@@ -37,11 +37,19 @@ class SharedTrunk(nn.Module):
     def __init__(self, config: TrunkConfig, width: int, num_tasks: int) -> None:
         super().__init__()
         self.num_tasks = num_tasks
-        self.layers = _layers(config, width + num_tasks)
+        self.layers = _layers(config, width if config.widths else width + num_tasks)
         self.out = config.widths[-1] if config.widths else width + num_tasks
+        # The first layer's columns of the one-hot: each is a task's own, as an embedding.
+        self.task = nn.Linear(num_tasks, config.widths[0], bias=False) if config.widths else None
 
     def forward(self, latents: Tensor, task: Tensor) -> Tensor:
-        return self.layers(_with_task(latents, task, self.num_tasks))
+        if self.task is None:
+            return self.layers(_with_task(latents, task, self.num_tasks))
+        first, *others = self.layers
+        x = first(latents) + self.task(F.one_hot(task, self.num_tasks).to(latents.dtype))
+        for layer in others:
+            x = layer(x)
+        return x
 
 
 class SingleHeadTrunk(nn.Module):

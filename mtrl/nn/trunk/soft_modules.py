@@ -50,16 +50,18 @@ class SoftModulesTrunk(nn.Module):
         self.conditions = nn.ModuleList(nn.Linear(n * n * (i + 1), gate[-1]) for i in range(depth - 1))
         self.last = GateLinear(gate[-1], n)
         self.experts, self.out = n, config.widths[-1]
+        self.activation = nn.ReLU()
 
     def forward(self, latents: Tensor, task: Tensor) -> Tensor:
         h = self.encoder(latents)
-        g = self.gate(F.relu(h * self.task(F.one_hot(task, self.num_tasks).to(h.dtype))))
+        relu = self.activation
+        g = self.gate(relu(h * self.task(F.one_hot(task, self.num_tasks).to(h.dtype))))
         first, *later = self.layers
-        found, condition, routings = first(F.relu(h)).transpose(0, 1), g, []  # found: [N, n, d]
+        found, condition, routings = first(relu(h)).transpose(0, 1), g, []  # found: [N, n, d]
         for route, relate, layer in zip(self.routes, self.conditions, later, strict=True):
-            routing = torch.softmax(route(F.relu(condition)).unflatten(1, (self.experts, -1)), 2)
+            routing = torch.softmax(route(relu(condition)).unflatten(1, (self.experts, -1)), 2)
             routings.append(routing.flatten(1))
-            found = layer(F.relu(routing @ found).transpose(0, 1)).transpose(0, 1)
+            found = layer(relu((routing @ found).transpose(0, 1))).transpose(0, 1)
             condition = relate(torch.cat(routings, 1)) * g
-        weights = torch.softmax(self.last(F.relu(condition)), 1)
-        return F.relu(weights[:, None] @ found)[:, 0]
+        weights = torch.softmax(self.last(relu(condition)), 1)
+        return relu((weights[:, None] @ found)[:, 0])

@@ -38,21 +38,26 @@ class TopKTrunk(nn.Module):
         self.layers = mlp((width, *config.widths), config.activation)
         self.out = (width, *config.widths)[-1]
         gate = (256,) if config.gate is None else config.gate
-        self.gate = mlp((self.out + num_tasks, *gate, config.experts), "relu", last=False)
+        self.gate = mlp((self.out, *gate, config.experts), "relu", last=False)
+        self.task = nn.Linear(num_tasks, (*gate, config.experts)[0], bias=False)  # joins the gate's first layer
         self.experts = TaskMLP(config.experts, (self.out, config.expert_width, self.out), "relu")
+        self.activation = nn.ReLU()
         self.num_tasks, self.top_k, self.balance = num_tasks, config.top_k, config.balance
 
     def gates(self, features: Tensor, task: Tensor) -> Tensor:
         """Probabilities [n, K] of the experts for features [n, out] of the shared layers."""
-        one_hot = F.one_hot(task, self.num_tasks).to(features.dtype)
-        return torch.softmax(self.gate(torch.cat((features, one_hot), 1)).float(), 1)
+        first, *others = self.gate
+        x = first(features) + self.task(F.one_hot(task, self.num_tasks).to(features.dtype))
+        for layer in others:
+            x = layer(x)
+        return torch.softmax(x.float(), 1)
 
     def forward(self, latents: Tensor, task: Tensor) -> Tensor:
         h = self.layers(latents)
         likeliest, expert = self.gates(h, task).topk(self.top_k, 1)
         weights = likeliest / likeliest.sum(1, keepdim=True)
         served = self.experts(h.repeat_interleave(self.top_k, 0), expert.flatten()).unflatten(0, (-1, self.top_k))
-        out = F.relu(weights.to(served.dtype)[:, None] @ served)[:, 0]
+        out = self.activation((weights.to(served.dtype)[:, None] @ served)[:, 0])
         if self.balance and len(out) and torch.is_grad_enabled():
             loss = balance_loss(self.gates(h.detach(), task))
             if loss.requires_grad:  # false where the network is frozen, as a critic in the actor's loss
