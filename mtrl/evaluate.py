@@ -196,8 +196,8 @@ def _deal(tasks: Sequence[Task], spec: Spec, copies: int, episodes: int, seed: i
 
 
 def _share(flags: Sequence[bool | None]) -> float | None:
-    known = [flag for flag in flags if flag is not None]
-    return float(np.mean(known)) if known else None
+    """None without any signal; where some episodes have it, the others were not solved (it may come with success)."""
+    return None if all(flag is None for flag in flags) else float(np.mean([bool(flag) for flag in flags]))
 
 
 def table(evaluation: Evaluation) -> list[Mapping[str, Any]]:

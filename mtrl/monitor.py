@@ -56,9 +56,9 @@ class Monitor:
                 "score": (ret - low) / (high - low),
                 "length": float(np.mean([n for _, n, _ in recent])),
             }
-            known = [s for _, _, s in recent if s is not None]
-            if known:
-                values["success_rate"] = float(np.mean(known))
+            solved = [s for _, _, s in recent]
+            if any(s is not None for s in solved):  # some environments give the signal only with success
+                values["success_rate"] = float(np.mean([bool(s) for s in solved]))
             for name, value in values.items():
                 flat[f"charts/{info.name}_{name}"] = value
                 means.setdefault(name, []).append(value)

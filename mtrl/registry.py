@@ -257,6 +257,10 @@ def tasks_of(source: Suite, group: str) -> tuple[Task, ...]:
         raise PluginError(f"suite {source.name!r}, group {group!r}: tasks() raised {raised(error)}") from error
     if not found:
         raise PluginError(f"suite {source.name!r}, group {group!r}: tasks() returned no tasks")
+    if wrong := [one for one in found if not isinstance(one, Task)]:
+        raise PluginError(
+            f"suite {source.name!r}, group {group!r}: tasks() returned {wrong[0]!r}, not a mtrl.types.Task"
+        )
     return found
 
 

@@ -109,6 +109,7 @@ class Sampled:
         self._last = np.zeros(tasks, np.int64)  # when each task was drawn last, for ties of round_robin
         self._played = np.zeros(tasks, np.int64)
         self._success, self._score = np.zeros(tasks), np.zeros(tasks)  # moving averages
+        self._told = np.zeros(tasks, bool)  # whether a task ever gave a success signal; some do with success only
         self._progress = Progress(tasks)
         self._interval = np.zeros((2, tasks))  # successes and episodes since the last estimate
         self._gain = np.zeros(tasks)  # exp3's log weights
@@ -119,7 +120,7 @@ class Sampled:
         if config.kind == "plr":
             agents = np.array([spec.tasks[task].agents for task in slot_tasks])
             rows = [slice(stop - n, stop) for n, stop in zip(agents, agents.cumsum(), strict=True)]
-            widths = np.array([task.score[1] - task.score[0] for task in spec.tasks])
+            widths = np.array([abs(task.score[1] - task.score[0]) for task in spec.tasks])
             self._levels = Levels(widths, rows, config.levels)
 
     def assign(self, slot: int, index: int) -> Assignment:
@@ -152,7 +153,8 @@ class Sampled:
         task, info = episode.task, self._spec.tasks[episode.task]
         low, high = info.score
         score = min(max((episode.ret - low) / (high - low), 0.0), 1.0)
-        success = score if episode.success is None else float(episode.success)
+        self._told[task] |= episode.success is not None
+        success = float(bool(episode.success)) if self._told[task] else score
         rate = max(RATE, 1 / (1 + self._played[task]))  # a plain mean at first
         before = self._score[task]
         if self._played[task]:
@@ -195,12 +197,24 @@ class Sampled:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         set_rng_state(self._rng, state["rng"])
         for name, array in self._arrays().items():
-            array[...] = state["arrays"][name]
+            array[...] = state["arrays"].get(name, array)  # checkpoints of before know no ``told``
         if self._levels is not None:
             self._levels.load_state_dict(state["levels"])
 
     def _arrays(self) -> dict[str, Array]:
-        own = ("drawn", "_last", "_played", "_success", "_score", "_interval", "_gain", "_odds", "_latest", "_change")
+        own = (
+            "drawn",
+            "_told",
+            "_last",
+            "_played",
+            "_success",
+            "_score",
+            "_interval",
+            "_gain",
+            "_odds",
+            "_latest",
+            "_change",
+        )
         found = {name.strip("_"): getattr(self, name) for name in own}
         return found | {f"progress_{name}": getattr(self._progress, name) for name in Progress.ARRAYS}
 

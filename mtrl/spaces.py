@@ -100,6 +100,8 @@ class Codec:
         """
         try:
             if self._plain:
+                if obs.size != out["vector"].shape[1]:  # numpy would repeat a single number
+                    raise ValueError(f"it holds {obs.size} numbers")
                 out["vector"][row] = obs if obs.ndim == 1 else obs.reshape(-1)
             else:
                 for path, leaf, part, read in self._plan:
@@ -264,13 +266,14 @@ def make_spec(tasks: Sequence[Task], codecs: Sequence[Codec] | None = None) -> S
         frames = tuple(sorted(task.frames.items()))
         members.setdefault((task.name.partition("/")[0], leaves, frames, _action_key(one.action)), []).append(index)
     groups: list[Group] = []
-    taken = dict.fromkeys((*PARTS, *dir(ModuleDict())), 1)
+    taken = {*PARTS, *dir(ModuleDict())}
     home = [""] * len(tasks)
     for (suite, *_), indices in members.items():
         # Names become keys of modules and files: dots and colons are left out.
         stem = suite.replace(":", "_").replace(".", "_")
-        taken[stem] = taken.get(stem, 0) + 1
-        name = stem if taken[stem] == 1 else f"{stem}-{taken[stem]}"
+        names = (stem, *(f"{stem}-{number}" for number in range(2, len(members) + 2)))
+        name = next(name for name in names if name not in taken)
+        taken.add(name)
         boxes = [made[i].leaves for i in indices]
         leaves = {
             leaf: _box(
@@ -345,7 +348,7 @@ def _numbers(space: gym.Space[Any], where: str) -> tuple[np.ndarray, np.ndarray,
     if isinstance(space, Discrete):
         eye = np.eye(int(space.n), dtype=np.float32)
         start = int(space.start)
-        return np.zeros(len(eye), np.float32), np.ones(len(eye), np.float32), lambda raw: eye[int(raw) - start]
+        return np.zeros(len(eye), np.float32), np.ones(len(eye), np.float32), lambda raw: eye[_index(raw, start)]
     if isinstance(space, spaces.MultiDiscrete):
         sizes = np.ravel(space.nvec)
         eyes = [np.eye(int(n), dtype=np.float32) for n in sizes]
@@ -354,12 +357,19 @@ def _numbers(space: gym.Space[Any], where: str) -> tuple[np.ndarray, np.ndarray,
         return (
             np.zeros(total, np.float32),
             np.ones(total, np.float32),
-            lambda raw: np.concatenate([eye[int(v)] for eye, v in zip(eyes, np.ravel(raw) - starts, strict=True)]),
+            lambda raw: np.concatenate([eye[_index(v)] for eye, v in zip(eyes, np.ravel(raw) - starts, strict=True)]),
         )
     if isinstance(space, spaces.MultiBinary):
         total = int(np.prod(space.shape))
         return np.zeros(total, np.float32), np.ones(total, np.float32), np.ravel
     raise SpaceError(f"{where}: {space} has no leaf; turn it into numbers in the suite (text: token ids in 'tokens')")
+
+
+def _index(raw: Any, start: int = 0) -> int:
+    index = int(raw) - start
+    if index < 0:  # which numpy would count from the end
+        raise ValueError(f"{raw} is below {start}")
+    return index
 
 
 def _channels_first(shape: tuple[int, ...]) -> Callable[[Any], np.ndarray]:

@@ -158,11 +158,11 @@ class Display(Sink):
     def _means(self, task: str) -> tuple[float | None, float | None, float | None]:
         """Return, score and success of the latest episodes, None where there are none."""
         recent = self._recent[task]
-        known = [success for _, _, success in recent if success is not None]
+        solved = [success for _, _, success in recent]
         if not recent:
             return None, None, None
         count = len(recent)
-        share = sum(known) / len(known) if known else None
+        share = None if all(one is None for one in solved) else sum(map(bool, solved)) / count
         return sum(ret for ret, _, _ in recent) / count, sum(score for _, score, _ in recent) / count, share
 
 

@@ -231,7 +231,8 @@ class Journal:
 class Episode:
     """One finished episode of one slot. ``ret`` is the undiscounted raw return (a team's: mean over its rows);
     ``success`` is true if the success signal was seen at *any* step (MetaWorld's convention),
-    ``success_last`` if it was seen at the last one; both are None for tasks that report no success."""
+    ``success_last`` if it was seen at the last one; both are None without such a signal (where other episodes of the
+    task have one, that counts as not solved: some environments give it with success only)."""
 
     task: int
     slot: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +100,21 @@ def test_tasks_that_report_no_success_are_judged_by_their_score() -> None:
     for task, ret in enumerate([2.0, 1.0, -5.0, 9.0]):  # the score of these tasks is the return / 2, cut to [0, 1]
         sampler.update(episode(task, ret=ret))
     np.testing.assert_allclose(sampler.probs(np.array([True] * 4 + [False])), [0, 1 / 3, 2 / 3, 0, 0], atol=1e-12)
+
+
+def test_where_success_is_told_with_success_only_the_rest_is_not_solved() -> None:
+    sampler = sampled("success_balanced", floor=0.0)
+    for task in (0, 1):
+        sampler.update(replace(episode(task, ret=1.8), success=True))
+    sampler.update(episode(0, ret=1.8))  # no signal: not solved, though its score is .9
+    np.testing.assert_allclose(sampler.probs(np.array([True] * 2 + [False] * 3)), [1, 0, 0, 0, 0], atol=1e-12)
+    other = sampled("success_balanced", floor=0.0)
+    other.load_state_dict(sampler.state_dict())
+    for one in (sampler, other):
+        one.update(episode(1, ret=1.8))
+    np.testing.assert_array_equal(sampler.probs(np.ones(5, bool)), other.probs(np.ones(5, bool)))
+    assert sampler.probs(np.array([False, True, False, False, False]))[1] == 1
+    assert sampler._success[1] == 0.5
 
 
 def test_exp3_pays_for_change() -> None:

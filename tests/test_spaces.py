@@ -307,6 +307,22 @@ def test_masked_tasks_are_a_group_of_their_own() -> None:
     assert homes(task("a/x", flat(2)), task("a/y", masked)) == ["a", "a-2"]
 
 
+def test_groups_have_names_of_their_own_whatever_the_suites_are_called() -> None:
+    tasks = task("dmc/a", flat(2)), task("dmc/b", flat(3)), task("dmc-2/a", flat(3)), task("dmc-2/b", flat(4))
+    assert homes(*tasks) == ["dmc", "dmc-2", "dmc-2-2", "dmc-2-3"]
+
+
+@pytest.mark.parametrize(
+    ("space", "wrong"), [(Discrete(4), -1), (MultiDiscrete([3, 4]), [-1, 0]), (flat(2), np.ones(1))]
+)
+def test_what_numpy_would_take_but_does_not_fit(space: gym.Space[Any], wrong: Any) -> None:
+    """An index from the end, and one number that is repeated."""
+    one = codec(task("a/x", space))
+    leaves = {name: np.zeros((1, *box.shape), box.dtype) for name, box in one.leaves.items()}
+    with pytest.raises(SpaceError, match="does not fit its space"):
+        one.write(np.asarray(wrong, np.float32) if isinstance(space, Box) else wrong, {}, leaves, 0)
+
+
 def test_group_names_hold_no_dots_or_colons() -> None:
     """They become keys of modules and files."""
     assert homes(task("my.pkg:Suite/x", flat(2))) == ["my_pkg_Suite"]

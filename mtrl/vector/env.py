@@ -39,6 +39,7 @@ class Backend(Protocol):
 
     buffers: Buffers
     faults: list[str]
+    resumes: bool  # whether ``wait`` goes on where a signal handler interrupted it
 
     def restore(self, episodes: Sequence[Running]) -> None:
         """Bring all slots to where their episodes lead."""
@@ -61,6 +62,8 @@ class Backend(Protocol):
 
 class InProcess:
     """Steps slots in this process, at ``wait``."""
+
+    resumes = False
 
     def __init__(self, program: Program) -> None:
         self.buffers = Buffers(program)
@@ -150,6 +153,8 @@ class MultiTaskVectorEnv(VectorEnv):
         spec: Spec | None = None,
         patience: float = 300.0,
     ) -> None:
+        if not all(isinstance(task, Task) for task in tasks):
+            raise TypeError(f"tasks={tasks!r}: give tasks, as in mtrl.tasks('minigrid/mt3')")
         counts = _copies(tasks, copies, least=1 if schedule is None else 0)
         if workers < 0:
             raise ValueError(f"workers={workers}: give 0 (this process) or the number of worker processes")
@@ -181,7 +186,7 @@ class MultiTaskVectorEnv(VectorEnv):
         self.episodes: list[Episode] = []
         """Episodes that the last step finished, in slot order."""
         self._seed = seed
-        self._pending = self._started = False
+        self._pending = self._started = self._torn = False
         self._failure: EnvironmentFailedError | None = None
         self._backend: Backend = Workers(program, workers, patience) if workers else InProcess(program)
         self.workers: int = min(workers, len(self._places))
@@ -198,7 +203,7 @@ class MultiTaskVectorEnv(VectorEnv):
         Returns:
             ``({group: leaves}, info)``; natively read ``obs`` instead.
         """
-        self._check(pending=False)
+        self._check(pending=False, anew=True)
         if options:
             raise ValueError(f"unknown reset options {sorted(options)}: this vector takes none")
         if seed is not None:
@@ -257,7 +262,7 @@ class MultiTaskVectorEnv(VectorEnv):
             The transition of every row and the observation that follows it (also ``obs``).
         """
         self._check(pending=True)
-        self._guard(lambda: self._backend.wait(self._running))
+        self._guard(lambda: self._backend.wait(self._running), resumes=self._backend.resumes)
         self._pending = False
         self._clock += 1
         buffers, before, was_active = self._buffers, self.obs, self._active
@@ -354,7 +359,7 @@ class MultiTaskVectorEnv(VectorEnv):
             ValueError: the state belongs to other tasks or copies.
             EnvironmentFailedError: a replay went elsewhere, so its task is not determined by ``reset(seed)``.
         """
-        self._check(pending=False)
+        self._check(pending=False, anew=True)
         mine = [self.spec.tasks[task].name for task in self.slot_tasks]
         if list(state["tasks"]) != mine:
             raise ValueError(f"the state belongs to the slots {list(state['tasks'])}, this vector has {mine}")
@@ -384,11 +389,15 @@ class MultiTaskVectorEnv(VectorEnv):
         self.observation_space = spaces.Dict({name: batch_space(space, sizes[name]) for name, space in single.items()})
         self.action_space = spaces.Dict({name: batch_space(space, sizes[name]) for name, space in actions.items()})
 
-    def _check(self, *, pending: bool, started: bool = False) -> None:
+    def _check(self, *, pending: bool, started: bool = False, anew: bool = False) -> None:
         if self._failure is not None:
             raise self._failure
         if self.closed:
             raise ClosedEnvironmentError("this vector is closed")
+        if self._torn and not anew:
+            raise RuntimeError("an interruption left some slots ahead of others: call reset() or load_state_dict()")
+        if self._torn:
+            self._pending = False
         if started and not self._started:
             raise NoAsyncCallError("call reset() first", "reset")
         if self._pending and not pending:
@@ -396,7 +405,7 @@ class MultiTaskVectorEnv(VectorEnv):
         if pending and not self._pending:
             raise NoAsyncCallError("no step is under way: call step_async first", "step")
 
-    def _guard(self, call: Callable[[], Any]) -> Any:
+    def _guard(self, call: Callable[[], Any], resumes: bool = False) -> Any:
         try:
             return call()
         except EnvironmentFailedError as error:
@@ -405,6 +414,9 @@ class MultiTaskVectorEnv(VectorEnv):
                 actions = self._journal(self._places[error.slot], under_way=self._pending)
                 error.journal = Journal(name, assignment.seed, actions)
             self._failure = error
+            raise
+        except BaseException:  # as Ctrl-C in a notebook
+            self._torn |= not resumes
             raise
 
     def _draw(self, slot: int, index: int) -> Assignment | None:
@@ -438,6 +450,7 @@ class MultiTaskVectorEnv(VectorEnv):
                 self._history[name].append(array)
         self._ret, self._success = np.array(rets), np.zeros(len(self._places), bool)
         self._guard(lambda: self._backend.restore([self._running(place.slot) for place in self._places]))
+        self._torn = False
         self._set_next(range(len(self._places)))
         self.episodes = []
         self._started = True

@@ -26,12 +26,13 @@ _ALIGN = 64  # bytes; arrays start on cache lines of their own
 class EnvironmentFailedError(RuntimeError):
     """An environment raised, or the worker that held it died; the message names task, slot, seed and step.
 
-    ``slot`` is where, ``journal`` the episode up to and including the action that did it; None if unknown.
+    ``slot`` is where, ``journal`` the episode up to and including the action that did it; None if unknown. ``trace``:
+    the traceback in a worker process.
     """
 
-    def __init__(self, message: str, slot: int | None = None) -> None:
+    def __init__(self, message: str, slot: int | None = None, trace: str = "") -> None:
         super().__init__(message)
-        self.slot = slot
+        self.slot, self.trace = slot, trace
         self.journal: Journal | None = None
 
 
@@ -151,14 +152,20 @@ class _Solo:
         self._discrete = not codec.action.shape
 
     def reset(self, seed: int) -> None:
-        self._obs, self._info = self.env.reset(seed=seed)
+        found = self.env.reset(seed=seed)
+        if not (isinstance(found, tuple) and len(found) == 2):
+            raise _WrongAnswerError("returned no (observation, info)")
+        self._obs, self._info = found
 
     def step(self, actions: Array) -> tuple[Any, bool, bool, float | None]:
         """Step with ``actions`` [1] or [1, a]; returns reward, terminated, truncated, success (None: not reported)."""
         # A fresh array for every step: environments may keep what they are given.
         action = int(actions[0]) if self._discrete else bounded(actions[0], self._codec.action)
-        self._obs, reward, terminated, truncated, self._info = self.env.step(action)
-        return float(reward), bool(terminated), bool(truncated), _success(self._info)
+        found = self.env.step(action)
+        if len(found) != 5:
+            raise _WrongAnswerError(f"returned {len(found)} values, not the five of gymnasium.Env.step")
+        self._obs, reward, terminated, truncated, self._info = found
+        return _number(reward), bool(terminated), bool(truncated), _success(self._info)
 
     def write(self, leaves: Mapping[str, Array], local: slice) -> None:
         self._codec.write(self._obs, self._info, leaves, local.start)
@@ -194,7 +201,10 @@ class _Team:
         self._obs, rewards, terminations, truncations, self._infos = self.env.step(sent)
         reward = np.array([rewards.get(agent, 0.0) if agent in acting else 0.0 for agent in self._agents])
         died = {agent for agent in acting if terminations.get(agent, False)}
-        ended = not self.env.agents or all(terminations.get(a, False) or truncations.get(a, False) for a in acting)
+        stopped = {agent for agent in acting if truncations.get(agent, False)} - died
+        ended = not self.env.agents or died | stopped == acting
+        if stopped and not ended:
+            raise _WrongAnswerError(f"truncates {sorted(stopped)} while others go on")
         # PettingZoo empties ``agents`` at a truncation too, yet those who did not die then have a true successor.
         self._alive = acting - died if ended else set(self.env.agents)
         reported = [value for value in map(_success, self._infos.values()) if value is not None]
@@ -217,17 +227,38 @@ def bounded(action: Array, space: Any) -> Array:
     return found if found.dtype == np.float32 else np.clip(found, space.low, space.high, out=found)
 
 
+class _WrongAnswerError(Exception):
+    """An environment returned what it must not; the message says what."""
+
+
 def told(error: Exception) -> str:
-    """What an environment raised, and where."""
+    """What an environment raised, and where; or what it returned."""
+    if isinstance(error, _WrongAnswerError):
+        return f"{error} (mtrl check tells how to mend it)"
     place = raised_at(error)
     return f"raised {error!r}" + (f" at {place}" if place else "")
 
 
 def _success(info: Mapping[str, Any]) -> float | None:
-    value = info.get("success")
-    if value is None:
-        value = info.get("is_success")
-    return None if value is None else float(value)
+    try:
+        value = info.get("success")
+        if value is None:
+            value = info.get("is_success")
+    except AttributeError:
+        raise _WrongAnswerError(f"returned the info {info!r}, not a dict") from None
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        raise _WrongAnswerError(f"reports success={value!r}, not a boolean") from None
+
+
+def _number(reward: Any) -> float:
+    try:
+        if not isinstance(reward, str | bytes):
+            return float(reward)
+    except (TypeError, ValueError):
+        pass
+    raise _WrongAnswerError(f"returned the reward {reward!r}, not a number")
 
 
 def unfit(name: str, numbers: Array) -> str:
@@ -275,10 +306,9 @@ class Slot:
                 buffers.built[slot] = time.perf_counter() - before
             self._game = self._made[task]
             self._game.reset(seed)
-            self._game.write(self._obs, self.place.local)
         except Exception as error:
             raise self._failed(f"reset {told(error)}") from error
-        self._look(self._obs)
+        self._write(self._obs)
 
     def step(self) -> None:
         """Play the action in the buffers; truncate at the horizon; begin the next episode if this one ended."""

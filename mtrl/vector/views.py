@@ -222,6 +222,8 @@ class PaddedVectorEnv(VectorEnv):
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
 
     def __init__(self, envs: MultiTaskVectorEnv, *, flatten: bool = True, illegal: Illegal = "error") -> None:
+        if not isinstance(envs, MultiTaskVectorEnv):
+            raise TypeError(f"envs={envs!r}: give a MultiTaskVectorEnv(mtrl.tasks('minigrid/mt3'), copies=2)")
         self.envs = envs
         self.padding = Padding(envs.spec, flatten=flatten, illegal=illegal)
         self.num_envs = envs.num_envs

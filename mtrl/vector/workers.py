@@ -112,6 +112,8 @@ class Workers:
         UnsendableTaskError: a task that cannot be sent to another process.
     """
 
+    resumes = True
+
     def __init__(self, program: Program, count: int, patience: float = 300.0) -> None:
         self._payload = _pickled(program)
         self._program, self._patience = program, patience
@@ -124,6 +126,7 @@ class Workers:
         self._links: list[_Link] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         self._waiting: list[int] = []
+        self._owing: set[int] = set()  # workers that have not answered yet, but to a step
         self._settled = 0  # steps since slots moved, or since the first one
         self._rest = 1  # times COST_STEPS that must have passed before slots move again
         # Also when the vector is forgotten without close(), and at interpreter exit.
@@ -137,6 +140,10 @@ class Workers:
 
     def restore(self, episodes: Sequence[Running]) -> None:
         """See ``Backend``; all workers at once."""
+        for worker in self._owing.union(self._waiting):  # an interrupted call left its answer in the pipe
+            self._renew(worker)
+        self._owing.clear()
+        self._waiting.clear()
         self._restore(episodes, {episode.slot: episode for episode in episodes}.__getitem__)
 
     def send(self) -> None:
@@ -172,11 +179,13 @@ class Workers:
             return
         for slot, worker in moves.items():
             before, self._owner[slot] = self._owner[slot], worker
+            self._owing.add(before)
             self._order(before, _DROP, slot)
             try:
                 self._answer(before)
             except EnvironmentFailedError as error:
                 self._replace(before, error, running)
+            self._owing.discard(before)
         self._settled, self._rest = 0, min(2 * self._rest, _MOST_REST)
         self._restore([running(slot) for slot in moves], running)
 
@@ -223,21 +232,25 @@ class Workers:
             if self._tries[worker] > _RETRIES or len(self.faults) > _MOST_FAULTS:
                 raise error
             time.sleep(_PAUSE * 2 ** (self._tries[worker] - 1))
-            self._processes[worker].kill()
-            self._processes[worker].wait()
-            self._links[worker].close()
-            self._links[worker], self._processes[worker] = self._launch(worker)
-            self._brief(worker)
+            self._renew(worker)
             self._order(worker, _RESTORE, mine)
             try:
                 return self._answer(worker, _played(mine))
             except EnvironmentFailedError as again:
                 error = again
 
+    def _renew(self, worker: int) -> None:
+        self._processes[worker].kill()
+        self._processes[worker].wait()
+        self._links[worker].close()
+        self._links[worker], self._processes[worker] = self._launch(worker)
+        self._brief(worker)
+
     def _restore(self, episodes: Sequence[Running], running: Callable[[int], Running]) -> None:
         work: dict[int, list[Running]] = {}
         for episode in episodes:
             work.setdefault(self._owner[episode.slot], []).append(episode)
+        self._owing.update(work)
         for worker, mine in work.items():
             self._order(worker, _RESTORE, mine)
         for worker, mine in work.items():
@@ -245,6 +258,7 @@ class Workers:
                 self._answer(worker, _played(mine))
             except EnvironmentFailedError as error:
                 self._replace(worker, error, running)
+            self._owing.discard(worker)
             self._tries[worker] = 0
 
     def _order(self, worker: int, order: bytes, message: Any = None) -> None:
@@ -268,8 +282,8 @@ class Workers:
             if answer == _DONE:
                 return
             if answer == _ERROR:
-                slot, message = link.reader.recv()
-                raise EnvironmentFailedError(f"{message}\n(in worker process {worker})", slot)
+                slot, message, trace = link.reader.recv()
+                raise EnvironmentFailedError(f"{message} (in worker process {worker})", slot, trace)
         except EOFError:
             pass  # died in the middle of its message
         try:
@@ -375,8 +389,7 @@ def main(modules: Sequence[str], memory: int, orders: int, answers: int, parent:
         raise SystemExit(1) from None  # the parent is gone
     except Exception as error:
         link.put(_ERROR)
-        message = f"{error}\n\n{''.join(traceback.format_exception(error))}"
-        link.writer.send((getattr(error, "slot", None), message))
+        link.writer.send((getattr(error, "slot", None), str(error), "".join(traceback.format_exception(error))))
         raise SystemExit(1) from error
 
 

@@ -154,6 +154,15 @@ class Team:
         }
 
 
+WRONG: dict[str, Any] = {
+    "text": (np.zeros(1, np.float32), "1.0", False, False, {}),
+    "rewards": (np.zeros(1, np.float32), np.zeros(2), False, False, {}),
+    "four": (np.zeros(1, np.float32), 1.0, False, {}),
+    "info": (np.zeros(1, np.float32), 1.0, False, False, None),
+    "success": (np.zeros(1, np.float32), 1.0, False, False, {"success": "yes"}),
+}
+
+
 class Faulty(gym.Env):
     """Goes wrong at step 3 in the way named by ``fault``."""
 
@@ -185,6 +194,8 @@ class Faulty(gym.Env):
                 reward = float("nan")
             if self._fault == "shape":
                 observation = np.zeros(4, np.float32)
+            if self._fault in WRONG:
+                return WRONG[self._fault]
             if self._fault == "observation":
                 observation[0] = np.nan
         return observation, reward, False, False, {}
@@ -212,7 +223,7 @@ _TASKS = {
     "team": Task("probe/team", Team, 50, agents=3),
     "team-b": Task("probe/team-b", Team, 4, agents=3),
 }
-_FAULTS = ("build", "reset", "raise", "die", "hang", "reward", "shape", "observation", "first", "unseeded")
+_FAULTS = (*WRONG, "build", "reset", "raise", "die", "hang", "reward", "shape", "observation", "first", "unseeded")
 
 
 class Probes:

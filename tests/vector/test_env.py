@@ -16,8 +16,9 @@ from mtrl.spaces import make_spec
 from mtrl.types import Decision, Task
 from mtrl.vector import EnvironmentFailedError, EpisodeList, MultiTaskVectorEnv, Pinned, episode_seed
 from mtrl.vector.actions import random_actions
+from mtrl.vector.views import PaddedVectorEnv
 from tests.vector.drive import assert_same, begin_and_drive, drive
-from tests.vector.probes import HORIZON, tasks
+from tests.vector.probes import HORIZON, Team, Walk, tasks
 
 Make = Callable[..., MultiTaskVectorEnv]
 
@@ -388,3 +389,82 @@ def test_bounds_in_float64_are_kept() -> None:
     envs.step_async({group.name: np.array([[0.1, -0.1]], np.float32)})
     envs.step_wait(Decision({}, {}))
     envs.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("text", r"returned the reward '1.0', not a number \(mtrl check tells how to mend it\)"),
+        ("rewards", r"returned the reward array\(\[0., 0.\]\), not a number"),
+        ("four", "returned 4 values, not the five of gymnasium.Env.step"),
+        ("info", "returned the info None, not a dict"),
+        ("success", "reports success='yes', not a boolean"),
+        ("shape", r"observation does not fit its space: .*it holds 4 numbers"),
+    ],
+)
+def test_wrong_answers_are_told_in_the_words_of_the_interface(make: Make, fault: str, message: str) -> None:
+    envs = make(tasks(f"faulty-{fault}"))
+    with pytest.raises(EnvironmentFailedError, match=f"step 3\\): {message}") as caught:
+        begin_and_drive(envs)
+    assert "slots.py" not in str(caught.value)
+
+
+class Quits(Team):
+    """One agent is truncated at the first step while the others go on."""
+
+    def step(self, actions: dict[str, int]) -> tuple[Any, Any, Any, Any, Any]:
+        observations, rewards, terminated, truncated, infos = super().step(actions)
+        if self._steps == 1:
+            self.agents = [agent for agent in self.agents if agent != "a0"]
+            truncated["a0"] = True
+        return observations, rewards, terminated, truncated, infos
+
+
+def test_a_team_whose_agent_is_truncated_alone_is_refused(make: Make) -> None:
+    envs = make([Task("probe/quits", Quits, 50, agents=3)])
+    with pytest.raises(EnvironmentFailedError, match=r"truncates \['a0'\] while others go on"):
+        begin_and_drive(envs)
+
+
+@pytest.mark.parametrize("what", ["reset", "step"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interruption_leaves_nothing_half_done(
+    make: Make, workers: int, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in a notebook: what follows a new reset is as in a new vector, and nothing goes on from a torn state."""
+    envs, fresh = (make(tasks("counter", "counter-b", "walk"), 2, workers=count) for count in (workers, 0))
+    if what == "step":
+        envs.reset(seed=1)
+        drive(envs, 2)
+    calls = iter([False, True])
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        if next(calls):
+            raise KeyboardInterrupt
+
+    backend: Any = envs._backend
+    with monkeypatch.context() as patch:
+        if workers:
+            whole = backend._answer
+            patch.setattr(backend, "_answer", lambda *args, **kw: (whole(*args, **kw), interrupted()))
+        else:
+            method = getattr(Walk, what)
+            patch.setattr(Walk, what, lambda *args, **kw: (interrupted(), method(*args, **kw))[1])
+        with pytest.raises(KeyboardInterrupt):
+            envs.reset(seed=1) if what == "reset" else drive(envs, 1)
+    if workers and what == "step":  # these go on where they were
+        envs.step_wait(Decision({}, {}))
+    else:
+        for call in (envs.state_dict, lambda: envs.step_async({}), lambda: envs.step_wait(Decision({}, {}))):
+            with pytest.raises(RuntimeError, match=r"left some slots ahead of others: call reset\(\)"):
+                call()
+    envs.reset(seed=5)
+    fresh.reset(seed=5)
+    assert_same(drive(envs, 12), drive(fresh, 12))
+
+
+def test_tasks_are_asked_for_by_name_elsewhere() -> None:
+    with pytest.raises(TypeError, match=r"give tasks, as in mtrl.tasks\('minigrid/mt3'\)"):
+        MultiTaskVectorEnv("minigrid/mt3")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"give a MultiTaskVectorEnv\(mtrl.tasks"):
+        PaddedVectorEnv(tasks("counter"))  # type: ignore[arg-type]

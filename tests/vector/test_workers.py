@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -181,7 +182,8 @@ def test_exception_in_a_worker(make: Make) -> None:
     with pytest.raises(EnvironmentFailedError, match=where) as caught:
         drive(envs, 1)
     assert "the physics exploded" in str(caught.value)
-    assert "probes.py" in str(caught.value)  # the worker's traceback
+    assert re.search(r"probes\.py:\d+ \(in worker process 1\)$", str(caught.value))
+    assert "in step" in caught.value.trace
     for call in (lambda: drive(envs, 1), envs.reset, envs.state_dict):
         with pytest.raises(EnvironmentFailedError, match=where):
             call()
