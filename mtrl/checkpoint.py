@@ -15,6 +15,7 @@ older one if they do not match. Nothing is ever pickled or unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -159,6 +160,11 @@ def load(folder: Path, step: int | None = None) -> Checkpoint:
 
 @functools.cache
 def versions() -> dict[str, str]:
+    """``read_versions`` of when it was first called: a process runs the code that it began with."""
+    return read_versions()
+
+
+def read_versions() -> dict[str, str]:
     """Versions that a result depends on: python, platform, mtrl (with its git revision, if any) and packages."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for name, package in (("mtrl", "mtrl-suite"), *((name, name) for name in PACKAGES)):
@@ -169,9 +175,10 @@ def versions() -> dict[str, str]:
     root = Path(__file__).resolve().parents[1]
     if (root / ".git").exists() and shutil.which("git"):
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-        if result.returncode == 0:
-            found["git"] = result.stdout.strip()
+        with contextlib.suppress(OSError, subprocess.SubprocessError):  # a slow disk must not end a training
+            result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+            if result.returncode == 0:
+                found["git"] = result.stdout.strip()
     return found
 
 

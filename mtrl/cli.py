@@ -30,6 +30,24 @@ app = typer.Typer(
 console = Console()
 
 
+def _show_versions(wanted: bool) -> None:
+    if wanted:
+        from mtrl.checkpoint import versions
+
+        console.print("\n".join(f"{name} {found}" for name, found in versions().items()), markup=False, highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_versions, is_eager=True, help="print what results depend on"),
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Entry point of the ``mtrl`` command."""
     # "module:Attr" may name a module in the current folder: ``python -m`` finds it, an installed command does not.
@@ -73,7 +91,8 @@ def _friendly() -> Iterator[None]:
 @app.command()
 def train(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [key=value ...]", help="config file and overrides")
+        list[str] | None,
+        typer.Argument(metavar="[CONFIG.yaml] [key=value ...]", help="config file; overrides, which win"),
     ] = None,
     suite: Annotated[
         str | None, typer.Option(help="'suite/group' parts joined by '+', each with '*N' for N copies of its tasks")
@@ -98,10 +117,10 @@ def train(
                 config = parse_config({**config.model_dump(mode="json"), "steps": steps})
             folder = resume
         else:
-            files = [word for word in words or [] if "=" not in word]
+            files = [word for word in words or [] if "=" not in word or _is_file(word)]
             if len(files) > 1:
                 raise ConfigError(f"one config file at most, got {', '.join(files)}")
-            overrides = [word for word in words or [] if "=" in word]
+            overrides = [word for word in words or [] if word not in files]
             path = Path(files[0]) if files else None
             config = load_config(path, overrides, suite=suite, agent=agent, steps=steps, seed=seed)
             name = f"{config.agent['kind']}-{config.suite}-{config.seed}"
@@ -206,7 +225,8 @@ def watch(
             raise ConfigError("--training shows what a run has recorded: of the options, only --tasks chooses from it")
         else:
             reels = films.training(run, training, names)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        screen = Console(stderr=True)
+        with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
             drawing = bar.add_task("drawing")
             settings: dict[str, Any] = {"fps": fps, "height": height, "max_frames": max_frames}
             films.film(reels, path, **settings, progress=lambda n, of: bar.update(drawing, completed=n, total=of))
@@ -235,7 +255,8 @@ def benchmark(
             raise registry.UnknownNameError("engine", engine, ("local", "ray"))
         chosen = Local(jobs) if engine == "local" else Ray()
         grid = run_grid(load_spec(spec), out, chosen, Board(console), resume=resume)
-    go_on = f"mtrl benchmark {spec} --out {out} --resume"
+    more = [*(["--jobs", str(jobs)] if jobs else []), *(["--engine", engine] if engine != "local" else []), "--resume"]
+    go_on = shlex.join(["mtrl", "benchmark", str(spec), "--out", str(out), *more])
     if grid.signal is not None:
         console.print(f"interrupted; go on with: {go_on}", soft_wrap=True, markup=False)
         raise typer.Exit(128 + grid.signal)
@@ -275,7 +296,8 @@ def sweep(
         )
     console.print(f"all of them: {shlex.join(['mtrl', 'report', str(out)])}", soft_wrap=True, markup=False)
     if not found.complete:
-        console.print(f"not complete; go on with: mtrl sweep {spec} --out {out}", soft_wrap=True, markup=False)
+        go_on = shlex.join(["mtrl", "sweep", str(spec), "--out", str(out), *(["--jobs", str(jobs)] if jobs else [])])
+        console.print(f"not complete; go on with: {go_on}", soft_wrap=True, markup=False)
         raise typer.Exit(1)
 
 
@@ -394,7 +416,9 @@ def list_(
         if what not in listed:
             raise registry.UnknownNameError("thing to list", what, tuple(listed))
         if what == "tasks" and name is None:
-            raise registry.UnknownNameError("suite", "", registry.names(registry.SUITES), "as in: list tasks x/y")
+            raise registry.MixError(
+                "name a suite and a group, as in: mtrl list tasks minigrid/mt3; see mtrl list suites"
+            )
         console.print(listed[what]())
 
 
@@ -412,7 +436,7 @@ def check(
             found = registry.suite(part.suite)
             reports.append(check_suite(found, part.group or found.groups[0], full=full))
     for report in reports:
-        console.print(str(report), markup=False, highlight=False)
+        console.print(str(report), markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(0 if all(report.ok for report in reports) else 1)
 
 
@@ -421,7 +445,7 @@ def doctor() -> None:
     """Look at this machine: packages, rendering, Weights & Biases, cores, GPU; says what to mend."""
     from mtrl.doctor import report
 
-    console.print(report(), markup=False, highlight=False)
+    console.print(report(), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -435,6 +459,11 @@ def export(
 
     with _friendly():
         console.print(f"wrote {runs.export(run, target, step)}", soft_wrap=True, markup=False)
+
+
+def _is_file(word: str) -> bool:
+    """Whether a word with an equals sign is a config file."""
+    return word.endswith((".yaml", ".yml")) and Path(word).is_file()
 
 
 def _plain(name: str) -> str:

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -198,13 +198,18 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags
         if not path.is_file():
             near = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
             match = difflib.get_close_matches(path.name, near, n=1, cutoff=0.3)
-            raise ConfigError(f"no config file {str(path)!r}" + (f"; did you mean {match[0]!r}?" if match else ""))
+            hint = f"; did you mean {match[0]!r}?" if match else ""
+            if not hint and path.suffix not in (".yaml", ".yml"):
+                hint = f"; tasks are named with --suite {path}"
+            raise ConfigError(f"no config file {str(path)!r}{hint}")
+        if path.suffix == ".py":
+            raise ConfigError(f"{str(path)!r} is no YAML; tasks of a suite in it: --suite {path.stem}:CLASS/GROUP")
         try:
             parts.append(OmegaConf.load(path))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(f"{path}: {error}") from None
     for text in overrides:
-        if "=" not in text:
+        if "=" not in text or text.startswith("="):
             raise ConfigError(f"override {text!r} is not of the form key=value")
     given = {key: value for key, value in flags.items() if value is not None}
     try:
@@ -226,7 +231,7 @@ def parse_config(raw: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"agent.kind: {error}") from None
     # The agent's options first, against the agent's own schema, so that their errors carry full paths.
     problems = _problems(schema, {k: v for k, v in agent.items() if k != "kind"}, "agent.")
-    problems += _problems(RunConfig, {**raw, "agent": DEFAULT_AGENT}, "")
+    problems += _problems(RunConfig, {**raw, "agent": DEFAULT_AGENT}, "", schema)
     endless = [place for place, value in _numbers({**raw, "agent": agent}) if not math.isfinite(value)]
     problems += [f"{place}: must be finite; null turns off what may be turned off" for place in endless]
     if problems:
@@ -279,31 +284,72 @@ def _agent_part(value: Any) -> dict[str, Any]:
     return {"kind": DEFAULT_AGENT, **value}
 
 
-def _problems(schema: type[BaseModel], raw: Mapping[str, Any], prefix: str) -> list[str]:
-    """One line per mistake in ``raw``: its path, what is wrong, the nearest valid key."""
+def _problems(
+    schema: type[BaseModel], raw: Mapping[str, Any], prefix: str, agent: type[BaseModel] | None = None
+) -> list[str]:
+    """One line per place with a mistake in ``raw``."""
     try:
         schema.model_validate(raw)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            place = prefix + ".".join(str(part) for part in item["loc"])
-            if item["type"] == "extra_forbidden":
-                fields = _fields_at(schema, item["loc"][:-1])
-                near = registry.nearest(str(item["loc"][-1]), fields)
-                hint = f"; did you mean {near!r}?" if near else ""
-                lines.append(f"{place}: unknown key{hint} (valid: {', '.join(sorted(fields))})")
-            else:
-                whole = item["type"] == "missing" or not item["loc"]  # nothing was given, or fields do not fit together
-                got = "" if whole else f", got {item['input']!r}"
-                lines.append(f"{place}: {item['msg']}{got}" if place else item["msg"])
-        return lines
+        return explain(error, schema, prefix, agent)
     return []
 
 
+def explain(
+    error: ValidationError, schema: type[BaseModel], prefix: str = "", agent: type[BaseModel] | None = None
+) -> list[str]:
+    """One line per place with a mistake: its path, what is wrong, the nearest valid key or choice.
+
+    ``agent``: the schema of the agent chosen, whose keys may have been meant.
+    """
+    found: dict[str, list[str]] = {}  # a value that may be of several kinds has a complaint of each
+    given: dict[str, str] = {}
+    for item in error.errors():
+        place = prefix + ".".join(str(part) for part in item["loc"] if not _KIND.fullmatch(str(part)))
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            fields, key = _fields_at(schema, item["loc"][:-1]), str(item["loc"][-1])
+            near = registry.nearest(key, fields) or next(_deeper(schema, key, prefix, agent), None)
+            hint = f"; did you mean {near!r}?" if near else ""
+            message = f"unknown key{hint} (valid: {', '.join(sorted(fields))})"
+        elif item["type"] == "missing" and place == "suite":
+            message = "name the tasks, as in --suite minigrid/mt3; see mtrl list suites"
+        elif item["type"] == "literal_error":
+            near = registry.nearest(str(item["input"]), re.findall(r"'([^']*)'", message))
+            given[place] = f", got {item['input']!r}" + (f"; did you mean {near!r}?" if near else "")
+        elif item["type"] not in ("missing", "value_error") and item["loc"]:  # else fields do not fit together
+            given.setdefault(place, f", got {item['input']!r}")
+        found.setdefault(place, []).append(message)
+    lines = []
+    for place, messages in found.items():
+        text = " or ".join([messages[0], *(text[:1].lower() + text[1:] for text in messages[1:])])
+        lines.append((f"{place}: " if place else "") + text + given.get(place, ""))
+    return lines
+
+
+_KIND = re.compile(r"constrained-\w+|(tuple|list|dict|literal)\[.*\]|int|float|str|bool|none")
+"""A part of pydantic's path that names a kind which a value may be of, not a key."""
+
+
+def _deeper(schema: type[BaseModel], key: str, prefix: str, agent: type[BaseModel] | None = None) -> Iterator[str]:
+    """Settings in parts of ``schema`` that are called ``key``, the agent's first."""
+    if agent is not None:
+        yield from (f"agent.{key}" for name in agent.model_fields if name == key)
+        yield from _deeper(agent, key, "agent.")
+    for name, field in schema.model_fields.items():
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from (f"{prefix}{name}.{key}" for own in part.model_fields if own == key)
+                yield from _deeper(part, key, f"{prefix}{name}.")
+
+
 def _fields_at(schema: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
-    for part in loc:
+    parts = iter(loc)
+    for part in parts:
         field = schema.model_fields.get(str(part))
         inner = field.annotation if field else None
+        if get_origin(inner) is dict:  # the next part is a key of the user's
+            next(parts, None)
         inner = next((one for one in get_args(inner) if isinstance(one, type) and issubclass(one, BaseModel)), inner)
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return []

@@ -34,6 +34,7 @@ from mtrl.machine import usable_cores
 from mtrl.spaces import Codec, codec, make_spec
 from mtrl.types import Agent, Layout, Obs, Spec, Task
 from mtrl.vector import EnvironmentFailedError
+from mtrl.vector.slots import bounded
 
 CONFIG, SUMMARY, CHECKPOINTS, VIDEOS = "config.yaml", "summary.json", "checkpoints", "videos"
 FAILURE, EPISODES, LOCK = "failure.json", "episodes.json", "training.lock"
@@ -133,8 +134,8 @@ def write_failure(out: Path, error: EnvironmentFailedError) -> Path | None:
         return None
     journal = error.journal
     found = {"task": journal.task, "seed": journal.seed, "actions": journal.actions.tolist(), "error": str(error)}
-    if error.__cause__ is not None:  # in this process; a worker's traceback is part of its message
-        found["traceback"] = "".join(traceback.format_exception(error.__cause__))
+    if error.trace or error.__cause__ is not None:
+        found["traceback"] = error.trace or "".join(traceback.format_exception(error.__cause__))
     write_text(out / FAILURE, json.dumps(found, indent=1) + "\n")
     return out / FAILURE
 
@@ -221,7 +222,8 @@ class Policy:
         self.codecs[index].write(observation, info or {}, leaves, 0)
         layout = Layout({group.name: slice(0, 1)}, 1)
         actor = self.agent.actor(layout, explore=False)
-        return actor(Obs({group.name: leaves}, np.array([index]), np.array([True]))).action[group.name][0]
+        action = actor(Obs({group.name: leaves}, np.array([index]), np.array([True]))).action[group.name][0]
+        return bounded(action, self.codecs[index].action) if np.ndim(action) else action
 
 
 def load(out: str | Path, step: int | None = None) -> Policy:

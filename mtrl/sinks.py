@@ -98,7 +98,7 @@ class Wandb(Sink):
                 project=project,
                 group=group,
                 job_type=job_type,
-                tags=list(tags),
+                tags=[tag[:64] for tag in tags if tag],  # what W&B accepts
                 config=dict(config),
                 mode=how,
                 settings=wandb.Settings(console="off", silent=True, init_timeout=30),

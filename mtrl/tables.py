@@ -68,7 +68,7 @@ def agents() -> Table:
     table.add_column("what it is")
     for name in registry.names(registry.AGENTS):
         doc = registry.agent(name).__doc__ or ""
-        table.add_row(name, doc.strip().splitlines()[0] if doc.strip() else "")
+        table.add_row(name, doc.strip().splitlines()[0].replace("``", "") if doc.strip() else "")
     return table
 
 
@@ -99,6 +99,8 @@ def settings(agent: str | None) -> Table:
         table.add_column(column)
     for row in _settings(schema, schema, "" if agent is None else "agent.", set()):
         table.add_row(*map(Text, row))  # lists are no markup
+    if not table.row_count:
+        table.add_row("", "", "", f"{agent} has no settings")
     return table
 
 

@@ -62,7 +62,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             checkpoint stays.
     """
     runs.set_up_torch(config)
-    mix = registry.mix(config.suite)
+    mix, _ = registry.mix(config.suite), checkpoint.versions()  # of the code as it is now
     tasks, spec = _sound(mix.tasks), make_spec(mix.tasks)
     agent = runs.make_agent(config, spec)
     copies, sampler = _slots(config, spec, mix, agent)

@@ -367,6 +367,16 @@ def test_kill_minus_nine_at_any_time(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_slow_git_ends_nothing(monkeypatch: pytest.MonkeyPatch):
+    def slow(*args: object, **kwargs: object) -> None:
+        raise subprocess.TimeoutExpired("git", 10)
+
+    monkeypatch.setattr(checkpoint.subprocess, "run", slow)
+    found = checkpoint.read_versions()
+    assert "git" not in found
+    assert found["torch"] == checkpoint.versions()["torch"]
+
+
 def test_versions_name_what_a_result_depends_on():
     found = checkpoint.versions()
     assert found["torch"] == torch.__version__

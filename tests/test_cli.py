@@ -103,6 +103,7 @@ def test_settings_of_a_run_say_what_they_may_be(wide: None) -> None:
         (("train", "--suite", "minigrid/mt3*2", "slots=4", "sampler.kind=uniform"), "slots and '*2' in suite"),
         (("check", "minigrid/mt3*no"), "write copies as a whole number"),
         (("list", "task"), "did you mean 'tasks'?"),
+        (("list", "tasks"), "as in: mtrl list tasks minigrid/mt3"),
         (("list", "settings", "pppo"), "did you mean 'ppo'?"),
         (("list", "tasks", "minigrid/DorKey-6x6"), "did you mean 'DoorKey-6x6'?"),
         (("check", "minigird/mt3"), "did you mean 'minigrid'?"),
@@ -115,6 +116,21 @@ def test_mistakes_are_one_clear_line(words: tuple[str, ...], message: str, tmp_p
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert not (tmp_path / "run").exists()
+
+
+def test_versions_are_told() -> None:
+    result = call("--version")
+    assert result.exit_code == 0
+    assert {"mtrl", "torch", "gymnasium", "python"} <= {line.split()[0] for line in result.stdout.splitlines()}
+
+
+def test_a_path_may_hold_an_equals_sign(tmp_path: Path) -> None:
+    folder = tmp_path / "lr=0.1"
+    folder.mkdir()
+    (folder / "c.yaml").write_text(f"suite: {PROBES}/discrete\nagent: random\nsteps: 60\neval: {{episodes: 1}}\n")
+    result = call("train", str(folder / "c.yaml"), "seed=3", "--out", str(folder / "run"))
+    assert result.exit_code == 0, result.output
+    assert "seed: 3" in (folder / "run" / "config.yaml").read_text()
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_an_environment_that_always_fails_leaves_its_episode(tmp_path: Path, wor
     found = json.loads((tmp_path / "x" / runs.FAILURE).read_text())
     assert found["task"] == "probe/faulty-raise"
     assert len(found["actions"]) == 3
-    assert re.search(r"probes\.py.*, line \d+, in step", found["error"] if workers else found["traceback"])
+    assert re.search(r"probes\.py.*, line \d+, in step", found["traceback"])
     assert re.search(r"step 3\): raised .* at .*probes\.py:\d+", found["error"])
     (task,) = registry.tasks("tests.vector.probes:Probes/faulty-raise")
     with pytest.raises(EnvironmentFailedError, match="the physics exploded"):

@@ -33,7 +33,7 @@ import psutil
 
 from mtrl import runs
 from mtrl.benchmark.spec import PROTOCOL, Job
-from mtrl.checkpoint import versions
+from mtrl.checkpoint import read_versions
 from mtrl.config import dump_config
 from mtrl.files import write_text
 
@@ -204,7 +204,7 @@ def _manifest(job: Job, benchmark: str, engine: str, command: list[str], folder:
         "command": before.get("command", ["mtrl", *command[3:]]),
         "backend": {"engine": engine, **{key: plain[key] for key in ("device", "threads", "workers")}},
         "config": plain,
-        "versions": versions(),
+        "versions": read_versions(),  # of now, when the run's process starts
         "hardware": hardware(),
         "attempts": [*before.get("attempts", []), {}],
     }

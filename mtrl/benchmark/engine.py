@@ -30,7 +30,7 @@ from mtrl.benchmark.attempt import (
     write_config,
 )
 from mtrl.benchmark.progress import Board
-from mtrl.benchmark.settings import changed, leaves
+from mtrl.benchmark.settings import changed, completed, leaves
 from mtrl.benchmark.spec import Job, Spec, dump_spec, plan, waves
 from mtrl.files import write_text
 from mtrl.machine import usable_cores
@@ -183,7 +183,7 @@ def _same_config(root: Path, job: Job) -> None:
     path = folder_of(root, job) / runs.CONFIG
     if not path.exists():
         return
-    old, new = yaml.safe_load(path.read_text(encoding="utf-8")), job.config.model_dump(mode="json")
+    old, new = completed(yaml.safe_load(path.read_text(encoding="utf-8"))), job.config.model_dump(mode="json")
     places = [place for place, a, b in leaves(old, new) if a != b and not place.startswith("log.")]
     if places:
         raise BenchmarkError(

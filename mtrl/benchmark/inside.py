@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
@@ -109,7 +110,16 @@ def _short(runs: Sequence[Path]) -> list[str]:
     if len({len(own) for own in parts}) == 1:
         differ = [k for k, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
         parts = [[own[k] for k in differ] for own in parts]
+    if not any(parts):  # the same run of several grids: where their paths differ
+        whole = [run.resolve().parts for run in runs]
+        start, end = (_same(one[::way] for one in whole) for way in (1, -1))
+        parts = [["/".join(one[start : len(one) - end])] for one in whole]
     return [fit(" ".join(own), _NAME) for own in parts] if len(runs) > 1 else [""]
+
+
+def _same(paths: Iterable[Sequence[str]]) -> int:
+    """How many parts the paths have in common at their start."""
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*paths, strict=False)))
 
 
 def _chart(panel: Panel) -> str:

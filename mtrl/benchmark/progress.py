@@ -47,7 +47,7 @@ class Board:
         """A run's process has started."""
         self._running[job.name] = (job, time.monotonic())
         if not self._live:
-            self.console.print(f"started   {job.name}", highlight=False)
+            self.console.print(f"{'started':<12}{job.name}", highlight=False)
 
     def ended(self, outcome: Outcome) -> None:
         """A run's process has ended."""

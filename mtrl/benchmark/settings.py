@@ -34,10 +34,15 @@ def changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
 
 
 def _whole(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return essential(completed(settings))
+
+
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """With the defaults of fields that were not there when the settings were written."""
     try:
-        return essential(parse_config(settings).model_dump(mode="json"))
+        return parse_config(settings).model_dump(mode="json")
     except ConfigError:  # an agent that is not installed here
-        return essential(settings)
+        return dict(settings)
 
 
 def leaves(old: Any, new: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -39,7 +39,7 @@ from pydantic import (
 )
 
 from mtrl import registry
-from mtrl.config import ConfigError, RunConfig, Strict, merge, parse_config
+from mtrl.config import ConfigError, RunConfig, Strict, explain, merge, parse_config
 from mtrl.types import Task
 
 PROTOCOL = "1"  # version of docs/protocol.md; results of different versions do not compare
@@ -192,12 +192,7 @@ def parse_spec(raw: Any, place: str = "spec") -> Spec:
     try:
         return Spec.model_validate(raw)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
-            near = registry.nearest(key, Spec.model_fields) if item["type"] == "extra_forbidden" else None
-            lines.append(f"{key}: {item['msg']}" + (f"; did you mean {near!r}?" if near else ""))
-        raise ConfigError(f"{place}: " + "; ".join(lines)) from None
+        raise ConfigError(f"{place}: " + "; ".join(explain(error, Spec))) from None
 
 
 def dump_spec(spec: Spec) -> str:

@@ -166,7 +166,7 @@ def evaluations(record: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for key, value in record.items():
         root, _, rest = key.partition("/")
-        if root in ACTIONS and rest.count("/") == 2:
+        if root in ACTIONS and "/" in rest:  # a task's; means over tasks have none
             task, _, name = rest.rpartition("/")
             found.setdefault((ACTIONS[root], task), {})[name] = value
     for (actions, task), values in found.items():
@@ -198,6 +198,8 @@ def import_curves(root: Path, source: Path, *, agent: str | None = None, suite: 
         if suite is None and "suite" not in rows[0]:
             raise
         found = ()
+    if len({"suite" in row for row in rows}) > 1 and suite is None:
+        raise BenchmarkError(f"{source}: some rows name their suite and some do not: fill them in, or give one --suite")
     if suite is None and "suite" not in rows[0]:
         tasks = {row["task"] for row in rows}
         known = {run.suite for run in found if tasks <= {row["task"] for row in run.rows}}
@@ -208,6 +210,10 @@ def import_curves(root: Path, source: Path, *, agent: str | None = None, suite: 
             )
         (suite,) = known
     given = {**({"agent": agent} if agent else {}), **({"suite": suite} if suite else {})}
+    for column, name in given.items():
+        if len(several := dict.fromkeys(str(row[column]) for row in rows if column in row)) > 1:
+            what = f"{column} {name!r} cannot be the name of several, {', '.join(several)}"
+            raise BenchmarkError(f"{source}: {what}: leave --{column} out, or give a file of one")
     whole = [{"actions": "greedy", "agent": source.stem, **row, **given} for row in rows]
     for label in dict.fromkeys(row["agent"] for row in whole):
         _strange(label, [run for run in found if run.status != "imported"], source, "call the curves by --agent NAME")
@@ -386,7 +392,7 @@ def _joined(parts: Sequence[Run]) -> Run:
         rows=tuple(rows),
         budget=parts[0].budget * len(tasks),
         step=sum(run.step for run in parts),
-        cost=_costs([run.cost for run in parts if run.cost], len(tasks)),
+        cost=_costs([run.cost for run in parts if run.cost], len(tasks)) if all(run.cost for run in parts) else None,
         protocols={name: kept for run in parts for name, kept in run.protocols.items()},
         reason="; ".join(run.reason for run in parts if run.reason),
         task="",

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from rich.console import Console
 
 from mtrl import runs
@@ -208,6 +209,16 @@ def test_a_changed_spec_is_not_mixed_with_old_runs(tmp_path: Path) -> None:
     other = spec(run={**spec().run, "copies": 3})
     with pytest.raises(BenchmarkError, match=r"started with other settings \(copies\)"):
         run_grid(other, tmp_path, Local(1), board(), resume=True)
+
+
+def test_settings_that_came_later_do_not_stop_a_grid(tmp_path: Path, fake: dict[str, str]) -> None:
+    job = plan(spec())[0]
+    runs.start(folder_of(tmp_path, job), job.config)
+    path = folder_of(tmp_path, job) / runs.CONFIG
+    config = yaml.safe_load(path.read_text())
+    del config["patience"], config["eval"]["video"]
+    path.write_text(yaml.safe_dump(config))
+    assert run_grid(spec(), tmp_path, Local(1), board(), resume=True).complete
 
 
 def test_a_changed_spec_is_not_mixed_with_runs_of_seeds_that_it_names_no_more(tmp_path: Path) -> None:

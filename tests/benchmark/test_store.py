@@ -28,12 +28,14 @@ def test_rows_of_a_record() -> None:
         "eval/toy/a/score": 0.5,
         "eval/toy/a/success": 1.0,
         "eval_sampled/toy/a/score": 0.25,
+        "eval/toy/maze/small/score": 0.75,
         "eval/mean_score": 0.5,
         "charts/toy/a_score": 0.1,
     }
     assert list(store.evaluations(record)) == [
         {"step": 9, "actions": "greedy", "task": "toy/a", "score": 0.5, "success": 1.0},
         {"step": 9, "actions": "sampled", "task": "toy/a", "score": 0.25},
+        {"step": 9, "actions": "greedy", "task": "toy/maze/small", "score": 0.75},
     ]
 
 
@@ -171,6 +173,8 @@ def test_published_curves_stand_beside_ours(tmp_path: Path, run_writer: Writer) 
         ("step,task,seed,score\n1,toy/a,0,good\n", "line 2: score is 'good', not a number"),
         ("step,task,seed,score\n1,toy/a,0,nan\n", "line 2: score is nan"),
         ("step,task,seed,score\n", "no rows"),
+        ("step,task,seed,score,agent\n1,toy/a,0,1,p\n1,toy/a,0,1,q\n", "agent 'x' cannot be the name of several, p, q"),
+        ("step,task,seed,score,suite\n1,toy/a,0,1,s/x\n1,toy/b,0,1,\n", "some rows name their suite and some do not"),
         ("step,task,seed,score\n1,other,0,1\n", "no suite in .* has the tasks other: say which with --suite"),
     ],
 )
