@@ -76,8 +76,8 @@ class SquashedPolicy(nn.Module):
         self.low, self.high = log_std
         for group in spec.groups:
             heads = len(group.tasks) if self.trunk.per_task else 1
-            self.heads[group.name] = TaskMLP(heads, (self.trunk.out, 2 * flat_width(group)))
-            start_alike_(self.trunk, self.heads[group.name])
+            self.heads[group.name] = head = TaskMLP(heads, (self.trunk.out, 2 * flat_width(group)))
+            start_alike_(self.trunk, head)
             local = torch.zeros(len(spec.tasks), dtype=torch.int64)
             if self.trunk.per_task:
                 local[list(group.tasks)] = torch.arange(heads)

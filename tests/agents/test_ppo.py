@@ -392,7 +392,7 @@ def test_looks_inside_are_logged_now_and_then() -> None:
     ).train(1)
     found = {name for name in run.metrics if name.startswith("diagnostics/")}
     names = {"dormant", "effective_rank", "expert_cosine", "expert_residual", "gradient_cosine", "gradient_negative"}
-    assert {f"diagnostics/policy/{name}" for name in names} - found == {"diagnostics/policy/dormant"}  # no activation
+    assert {f"diagnostics/policy/{name}" for name in names} <= found
     assert {"diagnostics/critic/effective_rank", "diagnostics/critic/probe/constant_expert1"} <= found
     assert not [name for name in run.train(2).metrics if name.startswith("diagnostics/")]
     assert all(np.isfinite(value) for value in run.metrics.values())
@@ -415,8 +415,7 @@ def test_a_minibatch_is_the_sum_of_its_tasks(options: dict[str, Any]) -> None:
 def test_chunks_of_several_tasks_are_part_of_each() -> None:
     """Where a sampler gives a slot another task within a chunk, every row still counts for its own task alone."""
     run = Run("mtrl.testing:Probes/everything", **NET, memory=8, chunk=8)
-    slots = [task for task in range(len(run.tasks)) for _ in range(4)]
-    schedule = Sampled(SamplerConfig(kind="uniform"), run.spec, slots, 0)
+    schedule = Sampled(SamplerConfig(kind="uniform"), run.spec, run.envs.slot_tasks, 0)
     run.envs = MultiTaskVectorEnv(run.tasks, 4, seed=0, spec=run.spec, schedule=schedule)
     run.envs.reset()
     run.actor = run.agent.actor(run.envs.layout, explore=True)

@@ -168,15 +168,15 @@ def test_units_are_dormant_on_the_batch_not_on_what_it_holds_of_different_rows()
 
 def test_every_activation_layer_is_seen() -> None:
     nature = nn.Module()
-    nature.perception = NatureCNN((3, 40, 40))
+    nature.perception = cnn = NatureCNN((3, 40, 40))
     x, units = torch.randint(0, 256, (40, 3, 40, 40), dtype=torch.uint8), 32 + 64 + 64 + 512
 
     def dormant(net: nn.Module, forward: Callable[[], object]) -> float:
         return inspect({"net": net}, forward, ["a", "b"])["diagnostics/net/dormant"]
 
-    alive = dormant(nature, lambda: nature.perception(x))
-    nn.init.constant_(nature.perception.linear.bias, -100)
-    assert dormant(nature, lambda: nature.perception(x)) * units >= max(512, alive * units)
+    alive = dormant(nature, lambda: cnn(x))
+    nn.init.constant_(cnn.linear.bias, -100)
+    assert dormant(nature, lambda: cnn(x)) * units >= max(512, alive * units)
     latents, task = torch.rand(40, 4), torch.arange(40) % 2
     for kind in ("soft_modules", "film", "moe_topk", "moore", "moe", "care", "paco", "shared"):
         net = Net(kind)
