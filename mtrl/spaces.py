@@ -101,7 +101,7 @@ class Codec:
         try:
             if self._plain:
                 if obs.size != out["vector"].shape[1]:  # numpy would repeat a single number
-                    raise ValueError(f"it holds {obs.size} numbers")
+                    raise ValueError(f"its shape is {obs.shape}")
                 out["vector"][row] = obs if obs.ndim == 1 else obs.reshape(-1)
             else:
                 for path, leaf, part, read in self._plan:

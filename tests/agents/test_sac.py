@@ -544,7 +544,7 @@ def test_parts_of_a_batch_are_its_tasks_in_order() -> None:
     torch.testing.assert_close(torch.cat([part.reward for part in parts]), rows.reward)
     torch.manual_seed(0)
     rows = rows._replace(target=torch.randn(len(rows.task)))
-    whole, split = agent._critic_loss(rows), torch.cat([agent._critic_loss(part) for part in parts])
+    whole, split = agent._critic_loss(rows), torch.cat([agent._critic_loss(one) for one in rows.parts().values()])
     torch.testing.assert_close(split, whole)
 
 
