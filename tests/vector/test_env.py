@@ -399,7 +399,7 @@ def test_bounds_in_float64_are_kept() -> None:
         ("four", "returned 4 values, not the five of gymnasium.Env.step"),
         ("info", "returned the info None, not a dict"),
         ("success", "reports success='yes', not a boolean"),
-        ("shape", r"observation does not fit its space: .*its shape is \\(4,\\)"),
+        ("shape", r"observation does not fit its space: .*its shape is \(4,\)"),
     ],
 )
 def test_wrong_answers_are_told_in_the_words_of_the_interface(make: Make, fault: str, message: str) -> None:
