@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mtrl.types import Agent, Assignment, Episode, Spec, Task
+from mtrl.types import Agent, Assignment, Episode, Spec, Task, success_rate
 from mtrl.vector import EpisodeList, MultiTaskVectorEnv
 from mtrl.vector.cost import useful_workers
 
@@ -41,12 +41,12 @@ class TaskResult:
     @property
     def success(self) -> float | None:
         """Share of episodes whose success signal was seen at any step; None if the task has none."""
-        return _share([episode.success for episode in self.episodes])
+        return success_rate([episode.success for episode in self.episodes])
 
     @property
     def success_last(self) -> float | None:
         """Share of episodes that ended in success; None if the task has no success signal."""
-        return _share([episode.success_last for episode in self.episodes])
+        return success_rate([episode.success_last for episode in self.episodes])
 
 
 @dataclass(frozen=True)
@@ -193,11 +193,6 @@ def _deal(tasks: Sequence[Task], spec: Spec, copies: int, episodes: int, seed: i
             seeds = evaluation_seeds(seed, spec.tasks[index].name, episodes)
             lists.extend([[Assignment(index, value) for value in seeds[c::copies]] for c in range(copies)])
     return EpisodeList(lists)
-
-
-def _share(flags: Sequence[bool | None]) -> float | None:
-    """None without any signal; where some episodes have it, the others were not solved (it may come with success)."""
-    return None if all(flag is None for flag in flags) else float(np.mean([bool(flag) for flag in flags]))
 
 
 def table(evaluation: Evaluation) -> list[Mapping[str, Any]]:

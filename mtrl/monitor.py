@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtrl.highlights import Highlights
-from mtrl.types import Episode, Spec
+from mtrl.types import Episode, Spec, success_rate
 
 
 class Monitor:
@@ -56,9 +56,9 @@ class Monitor:
                 "score": (ret - low) / (high - low),
                 "length": float(np.mean([n for _, n, _ in recent])),
             }
-            solved = [s for _, _, s in recent]
-            if any(s is not None for s in solved):  # some environments give the signal only with success
-                values["success_rate"] = float(np.mean([bool(s) for s in solved]))
+            rate = success_rate([s for _, _, s in recent])
+            if rate is not None:
+                values["success_rate"] = rate
             for name, value in values.items():
                 flat[f"charts/{info.name}_{name}"] = value
                 means.setdefault(name, []).append(value)

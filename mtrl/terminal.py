@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtrl.sinks import Sink
-from mtrl.types import Episode
+from mtrl.types import Episode, success_rate
 
 _MEANS = {"return": "charts/mean_return", "score": "charts/mean_score", "success": "charts/mean_success_rate"}
 _WINDOW = 50  # latest episodes that the table averages
@@ -158,11 +158,10 @@ class Display(Sink):
     def _means(self, task: str) -> tuple[float | None, float | None, float | None]:
         """Return, score and success of the latest episodes, None where there are none."""
         recent = self._recent[task]
-        solved = [success for _, _, success in recent]
         if not recent:
             return None, None, None
         count = len(recent)
-        share = None if all(one is None for one in solved) else sum(map(bool, solved)) / count
+        share = success_rate([success for _, _, success in recent])
         return sum(ret for ret, _, _ in recent) / count, sum(score for _, score, _ in recent) / count, share
 
 

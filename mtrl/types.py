@@ -3,7 +3,7 @@
 Shapes use N rows (decision-makers) in a vector, n_g rows of group g, T tasks. A single-agent task fills one
 row, a team of n agents fills n rows. Rows that share spaces form a *group*; nothing is padded.
 
-Everything here is data or a protocol. It imports no environment package and no agent.
+Everything here is data, how to read it, or a protocol. It imports no environment package and no agent.
 """
 
 from __future__ import annotations
@@ -231,8 +231,7 @@ class Journal:
 class Episode:
     """One finished episode of one slot. ``ret`` is the undiscounted raw return (a team's: mean over its rows);
     ``success`` is true if the success signal was seen at *any* step (MetaWorld's convention),
-    ``success_last`` if it was seen at the last one; both are None without such a signal (where other episodes of the
-    task have one, that counts as not solved: some environments give it with success only)."""
+    ``success_last`` if it was seen at the last one; both are None without such a signal (see ``success_rate``)."""
 
     task: int
     slot: int
@@ -244,6 +243,15 @@ class Episode:
     success_last: bool | None
     terminated: bool
     journal: Journal
+
+
+def success_rate(flags: Sequence[bool | None]) -> float | None:
+    """The share of a task's episodes that were solved, from their ``success`` (or ``success_last``).
+
+    None if none of them has the signal. Where some have it, those without count as not solved: some environments
+    give the signal with success only.
+    """
+    return None if all(flag is None for flag in flags) else sum(map(bool, flags)) / len(flags)
 
 
 class Assignment(NamedTuple):

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from mtrl import registry
-from mtrl.evaluate import Evaluation, _share, evaluate, evaluation_seeds
+from mtrl.evaluate import Evaluation, evaluate, evaluation_seeds
 from mtrl.monitor import Monitor
 from mtrl.spaces import make_spec
-from mtrl.types import Decision, Episode, Journal, Obs, Task
+from mtrl.types import Decision, Episode, Journal, Obs, Task, success_rate
 from mtrl.vector import cost
 from mtrl_agents.random import Random, RandomActor
 
@@ -59,9 +59,9 @@ def test_known_returns_scores_and_success() -> None:
 
 def test_success_that_is_told_with_success_only() -> None:
     """Many environments give the signal at the solving step and never else: other episodes count as not solved."""
-    assert _share([True, None, None, None]) == 0.25
-    assert _share([True, False]) == 0.5
-    assert _share([None, None]) is None
+    assert success_rate([True, None, None, None]) == 0.25
+    assert success_rate([True, False]) == 0.5
+    assert success_rate([None, None]) is None
     monitor = Monitor(make_spec(registry.tasks("mtrl.testing:Probes/constant")), 10)
     solved = Episode(0, 0, 0, 0, 1.0, 1, True, True, True, Journal("probe/constant", 0, np.zeros((1,), np.int64)))
     for success in (True, None, None, None):
