@@ -303,48 +303,59 @@ def sweep(
 
 @app.command()
 def results(
-    folder: Annotated[Path, typer.Argument(help="a grid, a folder of runs, or one run")],
+    folder: Annotated[Path, typer.Argument(help="a grid, a folder of runs, one run, or kept results")],
     sampled: Annotated[bool, typer.Option("--sampled", help="evaluations with sampled actions")] = False,
+    step: Annotated[int | None, typer.Option(help="as of the evaluations after so many environment steps")] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="also P(A > B) of every pair of agents")] = False,
     curves: Annotated[
         Path | None, typer.Option("--import", help="CSV of step,task,seed,score, or an offline W&B run")
     ] = None,
     agent: Annotated[str | None, typer.Option(help="what to call the imported agent; default: the file's name")] = None,
     suite: Annotated[str | None, typer.Option(help="that the imported curves belong to, if it cannot be told")] = None,
 ) -> None:
-    """Print the table of results; write results.csv and runs.csv for pandas, polars or a spreadsheet."""
+    """Print the table of results; write results.csv and runs.csv for pandas, polars or a spreadsheet.
+
+    Kept results and those of --step are only printed.
+    """
+    from mtrl.benchmark import keep as kept
     from mtrl.benchmark import store
     from mtrl.benchmark.analysis import analyse
+    from mtrl.benchmark.attempt import BenchmarkError
     from mtrl.benchmark.tables import terminal
     from mtrl.benchmark.wandb_files import restore
 
+    actions = "sampled" if sampled else "greedy"
     with _friendly():
         if curves is not None:
+            if kept.is_kept(folder):
+                raise BenchmarkError(f"{folder} holds kept results: import into the folder of the runs, then keep that")
             if curves.suffix == ".csv":
                 path = store.import_curves(folder, curves, agent=agent, suite=suite)
             else:
                 path = restore(curves, folder, agent)
             console.print(f"wrote {path}", soft_wrap=True, markup=False)
-        found = store.load(folder)
-        console.print(terminal(analyse(found, "sampled" if sampled else "greedy")))
-        for path in store.write_tables(found):
+        found = kept.read(folder)
+        shown = found if step is None else kept.after(found, step, actions)
+        console.print(terminal(analyse(shown, actions), pairs))
+        for path in store.write_tables(found) if step is None and not kept.is_kept(folder) else ():
             console.print(f"wrote {path}", soft_wrap=True, markup=False)
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="a grid, a folder of runs, or one run")],
+    folder: Annotated[Path, typer.Argument(help="a grid, a folder of runs, one run, or kept results")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: FOLDER/report.html")] = None,
     sampled: Annotated[bool, typer.Option("--sampled", help="evaluations with sampled actions")] = False,
     videos: Annotated[bool, typer.Option(help="embed the best and worst episodes that were filmed")] = True,
     paper: Annotated[Path | None, typer.Option(help="folder for Markdown and LaTeX tables, SVG and PNG plots")] = None,
 ) -> None:
     """Write one self-contained HTML file: who is better, on what, how sure, at what cost, and how to rerun it."""
-    from mtrl.benchmark import store
+    from mtrl.benchmark.keep import read
     from mtrl.benchmark.report import REPORT, write_report
 
     with _friendly():
         actions = "sampled" if sampled else "greedy"
-        found = store.load(folder)
+        found = read(folder)
         written = [write_report(found, out or folder / REPORT, actions=actions, videos=videos)]
         if paper is not None:
             from mtrl.benchmark.paper import write_paper

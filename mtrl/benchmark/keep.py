@@ -15,7 +15,7 @@ Runs that a folder holds already stay in it. What would not compare is refused: 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from mtrl.benchmark.tables import markdown, rows_of
 from mtrl.files import write_text
 
 ROWS, RUNS, SETTINGS, README = "rows.jsonl", "runs.jsonl", "settings.yaml", "README.md"
+IDENTITY = ("agent", "suite", "seed")
 LEVELS = (0.5, 0.7, 0.8, 0.9)
 _SHOWN = 4  # evaluations in a table
 Settings = dict[str, dict[str, Any]]
@@ -58,9 +59,9 @@ def keep(sources: Sequence[Path], target: Path, command: str = "") -> list[Path]
         BenchmarkError: no runs, or runs that may not stand in one table; names the first difference.
     """
     stores, settings = [], Settings()
-    places = [target, *sources] if (target / RUNS).is_file() and target not in sources else sources
+    places = [target, *sources] if is_kept(target) and target not in sources else sources
     for place in places:
-        found, theirs = _read(place) if (place / RUNS).is_file() else _of(load(place))
+        found, theirs = _read(place) if is_kept(place) else _of(load(place))
         for name in theirs:
             if name in settings and (places := changed(settings[name], theirs[name])):
                 raise BenchmarkError(f"{place}: {name} was run with other settings ({', '.join(places)}): {_APART}")
@@ -72,6 +73,41 @@ def keep(sources: Sequence[Path], target: Path, command: str = "") -> list[Path]
     runs = sorted(_merge(run for store in stores for run in store.runs), key=lambda run: order.index(run.agent))
     _comparable(runs, settings)
     return _write(Store(target, tuple(runs), spec), settings, command)
+
+
+def read(folder: Path) -> Store:
+    """Results in a folder: kept ones, or those of a grid, a folder of runs or one run.
+
+    Raises:
+        BenchmarkError: there are none, or a kept file is damaged.
+    """
+    return _read(folder)[0] if is_kept(folder) else load(folder)
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether ``keep`` wrote it."""
+    return (folder / RUNS).is_file()
+
+
+def after(store: Store, step: int, actions: str) -> Store:
+    """The runs on suites that have such an evaluation, as they were after it; those stopped before do not count.
+
+    Args:
+        store: what ``read`` found.
+        step: environment steps of a run, of all its tasks together.
+        actions: ``greedy`` or ``sampled``.
+
+    Raises:
+        BenchmarkError: no run was evaluated then.
+    """
+    store = replace(store, runs=tuple(map(_ended, store.runs)))
+    there = {(row["step"], run.suite) for run in store.runs for row in run.rows if row["actions"] == actions}
+    steps = {one for one, _ in there}
+    if step not in steps:
+        near = ", ".join(map(str, sorted(sorted(steps, key=lambda one: abs(one - step))[:4])))
+        raise BenchmarkError(f"no evaluation with {actions} actions after {step} steps; the nearest: {near or 'none'}")
+    suites = dict.fromkeys(run.suite for run in store.runs if (step, run.suite) in there)
+    return replace(store, runs=tuple(run for suite in suites for run in at(store, suite, step).runs))
 
 
 def _joint(specs: Sequence[Spec]) -> Spec | None:
@@ -138,12 +174,10 @@ def _comparable(runs: Sequence[Run], settings: Settings) -> None:
 def _read(folder: Path) -> tuple[Store, Settings]:
     """What ``_write`` wrote."""
     rows: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for line in (folder / ROWS).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in _lines(folder / ROWS, {*IDENTITY, "step", "actions", "task"}):
         rows.setdefault((row["agent"], row["suite"], row["seed"]), []).append(row)
     runs = []
-    for line in (folder / RUNS).read_text(encoding="utf-8").splitlines():
-        kept = json.loads(line)
+    for kept in _lines(folder / RUNS, {*IDENTITY, "status", "cost"}):
         cost = kept.pop("cost")
         if cost is not None:
             cost = Cost(**{**cost, "marks": tuple((step, seconds) for step, seconds in cost["marks"])})
@@ -153,6 +187,22 @@ def _read(folder: Path) -> tuple[Store, Settings]:
     spec = load_spec(folder / SPEC) if (folder / SPEC).is_file() else None
     settings = yaml.safe_load((folder / SETTINGS).read_text(encoding="utf-8"))
     return Store(folder, tuple(runs), spec), settings
+
+
+def _lines(path: Path, names: Set[str]) -> Iterable[dict[str, Any]]:
+    """The objects in a file of JSON lines, which hold at least these names."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BenchmarkError(f"{path}: {error.strerror}: a kept folder needs it") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not names <= {*found}:
+            raise BenchmarkError(f"{path}: line {number} is damaged: take the file from where it was kept once more")
+        yield found
 
 
 def _write(store: Store, settings: Settings, command: str) -> list[Path]:
@@ -181,7 +231,8 @@ def at(store: Store, suite: str, step: int) -> Store:
             rows = tuple(row for row in run.rows if row["step"] <= step)
             seen = {row["task"] for row in rows if row["step"] == step}
             there = bool(seen) and seen >= {*run.tasks}
-            runs.append(replace(run, rows=rows, status="finished" if there else "unfinished"))
+            cost, status = run.cost and run.cost.until(step), "finished" if there else "unfinished"
+            runs.append(replace(run, rows=rows, cost=cost, status=status))
     return replace(store, runs=tuple(runs))
 
 

@@ -85,6 +85,11 @@ class Cost:
             below = mark
         return below[1]
 
+    def until(self, step: int) -> Cost:
+        """Of the training up to an environment step."""
+        marks = tuple(mark for mark in self.marks if mark[0] <= step)
+        return replace(self, marks=(*marks, (step, self.seconds_at(step))) if marks != self.marks else marks)
+
 
 @dataclass(frozen=True)
 class Run:

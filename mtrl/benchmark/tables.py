@@ -16,6 +16,7 @@ HEAD = (
     "a core-hour buys",
 )  # fmt: skip
 _NARROW = ("agent", "seeds", "IQM", "95 % interval", "success", "core-hours", "a core-hour buys")  # fits 80 columns
+PAIR = ("A", "B", "P(A > B)", "95 % interval")
 
 
 def cells(entry: Entry) -> tuple[str, ...]:
@@ -34,8 +35,13 @@ def cells(entry: Entry) -> tuple[str, ...]:
     )
 
 
-def terminal(analysis: Analysis) -> Group:
-    """Tables for a terminal: the headline of each suite, what may not be concluded, and how the runs ended."""
+def terminal(analysis: Analysis, pairs: bool = False) -> Group:
+    """Tables for a terminal: the headline of each suite, what may not be concluded, and how the runs ended.
+
+    Args:
+        analysis: of a store.
+        pairs: also the probability of improvement of every pair of agents.
+    """
     parts: list[Table | Text] = []
     for suite in analysis.suites:
         table = Table(box=None, header_style="bold", pad_edge=False)
@@ -46,11 +52,27 @@ def terminal(analysis: Analysis) -> Group:
             table.add_row(*(row[name] for name in _NARROW))
         title = Text(f"{suite.suite}, {analysis.actions} actions", "bold cyan")
         parts += [title, table, Text(suite.verdict), *(Text(f"- {text}", "yellow") for text in suite.cautions), Text()]
+        if pairs and suite.improvement:
+            parts += [_pairs(suite), Text()]
     counts: dict[str, int] = {}
     for run in analysis.store.runs:
         counts[run.status] = counts.get(run.status, 0) + 1
     parts.append(Text("runs: " + ", ".join(f"{count} {status}" for status, count in counts.items())))
     return Group(*parts)
+
+
+def _pairs(suite: SuiteResult) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in PAIR:
+        table.add_column(name, justify="left" if name in "AB" else "right")
+    for row in _compared(suite):
+        table.add_row(*row)
+    return table
+
+
+def _compared(suite: SuiteResult) -> list[tuple[str, ...]]:
+    """Rows under ``PAIR``."""
+    return [(a, b, f"{one.value:.3f}", f"{one.low:.3f} to {one.high:.3f}") for a, b, one in ranked(suite)]
 
 
 def markdown(analysis: Analysis) -> str:
@@ -60,8 +82,7 @@ def markdown(analysis: Analysis) -> str:
         lines += [f"## {suite.suite}", "", suite.verdict, *(f"- {text}" for text in suite.cautions), ""]
         lines += rows_of(HEAD, [cells(entry) for entry in suite.entries]) + [""]
         if suite.improvement:
-            pairs = [(a, b, f"{one.value:.3f}", f"{one.low:.3f} to {one.high:.3f}") for a, b, one in ranked(suite)]
-            lines += rows_of(("A", "B", "P(A > B)", "95 % interval"), pairs) + [""]
+            lines += rows_of(PAIR, _compared(suite)) + [""]
         agents = [entry.agent for entry in suite.entries]
         lines += rows_of(("task, mean score", *agents), [(task, *_task(suite, task)) for task in suite.tasks]) + [""]
     return "\n".join(lines)

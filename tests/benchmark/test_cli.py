@@ -12,6 +12,9 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from mtrl.benchmark import attempt, dashboard
+from mtrl.benchmark.analysis import analyse
+from mtrl.benchmark.keep import after
+from mtrl.benchmark.store import load
 from mtrl.cli import app
 
 Writer = Callable[..., Path]
@@ -49,6 +52,59 @@ def test_results_report_and_plots(tmp_path: Path, grid_writer: Writer) -> None:
     (tmp_path / "paper.csv").write_text("step,task,seed,score\n9,toy/a,0,1\n9,toy/b,0,1\n9,toy/c,0,1\n")
     imported = call("results", root, "--import", tmp_path / "paper.csv", "--agent", "published")
     assert "published has the highest IQM" in imported.output
+
+
+def test_kept_results_show_what_the_grid_shows(tmp_path: Path, grid_writer: Writer) -> None:
+    """Numbers that a repository keeps can be checked without the runs, by the same command."""
+    kept = tmp_path / "kept"
+    grid = grid_writer(tmp_path / "grid", {"weak": 0.2, "strong": 0.9}, ["s/x", "s/y"], seeds=5)
+    call("keep", grid, "--out", kept)
+    files = {path.name: path.read_text() for path in kept.iterdir()}
+    for options in ((), ("--pairs",), ("--step", "150000", "--pairs")):
+        shown = call("results", kept, *options)
+        assert shown.exit_code == 0, shown.output
+        assert shown.output == call("results", grid, *options).output.partition("wrote")[0]
+    assert {path.name: path.read_text() for path in kept.iterdir()} == files, "nothing is written into it"
+    page = call("report", kept, "-o", tmp_path / "page.html")
+    assert page.exit_code == 0, page.output
+    assert "strong has the highest IQM" in (tmp_path / "page.html").read_text()
+    refused = call("results", kept, "--import", tmp_path / "paper.csv")
+    assert "kept holds kept results: import into the folder of the runs" in refused.stderr
+
+
+def test_results_as_of_a_step(tmp_path: Path, run_writer: Writer) -> None:
+    """What came later does not count, neither in scores nor in costs; runs that were stopped later count, too."""
+    for seed in range(5):
+        run_writer(tmp_path, "a", "s/x", seed, skill=0.9, finished=seed < 4)
+        run_writer(tmp_path, "b", "s/x", seed, skill=0.2)
+        run_writer(tmp_path, "a", "s/long", seed, evaluations=2, every=1_000_000)
+    early = call("results", tmp_path, "--step", "100000", "--pairs").output
+    (found,) = analyse(after(load(tmp_path), 100_000, "greedy")).suites
+    a, b = found.entries
+    assert (a.seeds, b.seeds) == ((0, 1, 2, 3, 4),) * 2
+    assert (a.scores == [[row["score"] for row in run.rows if row["step"] == 100_000] for run in a.runs]).all()
+    assert b.core_hours == pytest.approx(100_000 / 2_000 / 3600)
+    assert early.count(f"{a.iqm.value:.3f}") == 1
+    assert " ".join(("a", "b", "1.000", "1.000 to 1.000")) in " ".join(early.split())
+    assert "s/long" not in early
+    assert not (tmp_path / "results.csv").exists(), "a table of everything would belie what is shown"
+    wrong = call("results", tmp_path, "--step", "120000")
+    assert wrong.exit_code == 2
+    assert "no evaluation with greedy actions after 120000 steps; the nearest: 50000, 100000, 150000" in wrong.stderr
+    assert "the nearest: none" in call("results", tmp_path, "--step", "1", "--sampled").stderr
+
+
+def test_damaged_kept_results_are_named(tmp_path: Path, grid_writer: Writer) -> None:
+    kept = tmp_path / "kept"
+    call("keep", grid_writer(tmp_path / "grid", {"a": 0.5}, ["s/x"], seeds=2), "--out", kept)
+    whole = (kept / "rows.jsonl").read_text()
+    for damage in (whole[:-9], whole + "[]\n", whole.replace('"step"', '"stop"')):
+        (kept / "rows.jsonl").write_text(damage)
+        shown = call("results", kept)
+        assert shown.exit_code == 2
+        assert "rows.jsonl: line " in shown.stderr
+    (kept / "rows.jsonl").unlink()
+    assert "rows.jsonl: No such file or directory: a kept folder needs it" in call("results", kept).stderr
 
 
 def test_a_grid_ends_with_its_report(tmp_path: Path, spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
