@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,6 +89,17 @@ def _friendly() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+def _whole(text: str) -> int:
+    """A whole number, also one like 1e6."""
+    try:
+        value = Decimal(text)
+        if value == value.to_integral_value():
+            return int(value)
+    except ArithmeticError:
+        pass
+    raise typer.BadParameter(f"{text!r} is no whole number")
+
+
 @app.command()
 def train(
     words: Annotated[
@@ -98,7 +110,9 @@ def train(
         str | None, typer.Option(help="'suite/group' parts joined by '+', each with '*N' for N copies of its tasks")
     ] = None,
     agent: Annotated[str | None, typer.Option(help="see: mtrl list agents")] = None,
-    steps: Annotated[int | None, typer.Option(help="environment steps over all tasks")] = None,
+    steps: Annotated[
+        int | None, typer.Option(parser=_whole, metavar="INTEGER", help="environment steps over all tasks, as 1e6, too")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="decides everything random")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the run; default runs/AGENT-SUITE-SEED")] = None,
     resume: Annotated[Path | None, typer.Option(help="go on with the run in this folder, bit for bit")] = None,

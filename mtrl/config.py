@@ -204,10 +204,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags
             raise ConfigError(f"no config file {str(path)!r}{hint}")
         if path.suffix == ".py":
             raise ConfigError(f"{str(path)!r} is no YAML; tasks of a suite in it: --suite {path.stem}:CLASS/GROUP")
-        try:
-            parts.append(OmegaConf.load(path))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(f"{path}: {error}") from None
+        parts.append(read_yaml(path))
     for text in overrides:
         if "=" not in text or text.startswith("="):
             raise ConfigError(f"override {text!r} is not of the form key=value")
@@ -220,6 +217,18 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = (), **flags
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     return parse_config(merged)
+
+
+def read_yaml(path: Path) -> Any:
+    """Plain data of a YAML file: ``1e6`` is a number, ``${a.b}`` the value of another key.
+
+    Raises:
+        ConfigError: no YAML, or a key that comes twice.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def parse_config(raw: Mapping[str, Any]) -> RunConfig:

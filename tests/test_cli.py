@@ -79,6 +79,9 @@ def test_settings_of_a_run_say_what_they_may_be(wide: None) -> None:
         (("train", "--suite", "minigrid/mt33"), "did you mean 'mt3'?"),
         (("train", "--suite", "minigrid/mt3", "--agent", "pppo"), "unknown agent 'pppo'; did you mean 'ppo'?"),
         (("train", "--suite", "minigrid/mt3", "agent.gama=1"), "agent.gama: unknown key; did you mean 'gamma'?"),
+        (("train", "--suite", "minigrid/mt3", "--steps", "1e-3"), "'1e-3' is no whole number"),
+        (("train", "--suite", "minigrid/mt3", "--steps", "many"), "'many' is no whole number"),
+        (("train", "--suite", "minigrid/mt3", "--steps", "inf"), "'inf' is no whole number"),
         (("train", "nowhere.yaml"), "no config file 'nowhere.yaml'"),
         (("train", "a.yaml", "b.yaml"), "one config file at most"),
         (("train", "--resume", "nowhere"), "nowhere holds no run"),
@@ -140,7 +143,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     assert (trained.exit_code, "Traceback" in trained.output) == (2, False)
     assert f"cannot make the run folder {out}: Not a directory" in trained.stderr
     run = tmp_path / "run"
-    call("train", "--suite", f"{PROBES}/discrete", "--steps", "20", "workers=0", "log.wandb=off", "--out", str(run))
+    call("train", "--suite", f"{PROBES}/discrete", "--steps", "2e1", "workers=0", "log.wandb=off", "--out", str(run))
     copied = call("export", str(run), out)
     assert (copied.exit_code, "Traceback" in copied.output) == (2, False)
     assert "Not a directory" in copied.stderr

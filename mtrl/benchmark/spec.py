@@ -39,7 +39,7 @@ from pydantic import (
 )
 
 from mtrl import registry
-from mtrl.config import ConfigError, RunConfig, Strict, explain, merge, parse_config
+from mtrl.config import ConfigError, RunConfig, Strict, explain, merge, parse_config, read_yaml
 from mtrl.types import Task
 
 PROTOCOL = "1"  # version of docs/protocol.md; results of different versions do not compare
@@ -180,11 +180,7 @@ def load_spec(path: Path) -> Spec:
     if not path.is_file():
         near = registry.nearest(path.name, [found.name for found in path.parent.glob("*.y*ml")])
         raise ConfigError(f"no benchmark spec {str(path)!r}" + (f"; did you mean {near!r}?" if near else ""))
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    return parse_spec(raw, str(path))
+    return parse_spec(read_yaml(path), str(path))
 
 
 def parse_spec(raw: Any, place: str = "spec") -> Spec:

@@ -242,6 +242,17 @@ def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
         load_spec(tmp_path / "small.yaml")
 
 
+def test_a_file_is_read_as_a_runs_configuration_is(tmp_path: Path) -> None:
+    """Numbers like 1e6 are numbers, and an agent that comes twice does not replace its namesake in silence."""
+    path = tmp_path / "small.yaml"
+    plain = "name: small\nseeds: 1\nrun: {steps: 1e3}\nsuites: [minigrid/mt3]\nagents:\n  a: {agent: ppo}\n"
+    path.write_text(plain)
+    assert [job.config.steps for job in plan(load_spec(path))] == [1000]
+    path.write_text(plain + "  a: {agent: random}\n")
+    with pytest.raises(ConfigError, match="found duplicate key a"):
+        load_spec(path)
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_spec(path: Path) -> None:
     spec = load_spec(path)
