@@ -142,10 +142,11 @@ def updates(compiled: bool) -> dict[str, Callable[[], Any]]:
         "multi_head": Update(ours("multi_head"), "default"),
     }
     if compiled:
-        found["moore, compiled"] = Update(
-            lambda width, out: torch.compile(Net("moore", width, out, experts=EXPERTS)),  # type: ignore[return-value]
-            "default",
-        )
+        for route in ("default", "onednn"):
+            found[f"moore, compiled, {route}"] = Update(
+                lambda width, out: torch.compile(Net("moore", width, out, experts=EXPERTS)),  # type: ignore[return-value]
+                route,
+            )
     return found
 
 
