@@ -24,6 +24,7 @@ from mtrl.config import ConfigError, RunConfig, dump_config
 from mtrl.evaluate import Evaluation, StoppedError, evaluate
 from mtrl.log import METRICS, Logger, read
 from mtrl.monitor import Monitor
+from mtrl.nn.linear import cautions
 from mtrl.nn.size import network_sizes
 from mtrl.registry import Mix
 from mtrl.sampler import Sampled, spread, task_weights
@@ -91,7 +92,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> Summary:
             runs.go_on(out, config)
             logger.notice(f"resumed at step {step}")
         sizes = network_sizes(agent)
-        for text in transfer.notices(sizes, origin):
+        for text in (*transfer.notices(sizes, origin), *cautions(agent)):
             logger.notice(text)
 
         def save() -> None:

@@ -127,6 +127,19 @@ def test_versions_are_told() -> None:
     assert {"mtrl", "torch", "gymnasium", "python"} <= {line.split()[0] for line in result.stdout.splitlines()}
 
 
+@pytest.mark.parametrize(
+    ("cpu", "route", "told"), [("AVX2", "bf16", True), ("AVX2", "auto", False), ("AVX512", "bf16", False)]
+)
+def test_a_slow_route_is_told(
+    cpu: str, route: str, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: cpu)
+    words = ("--steps", "64", "workers=0", "copies=1", "agent.rollout=8", "log.wandb=off", f"agent.matmul={route}")
+    result = call("train", "--suite", f"{PROBES}/discrete", "--agent", "ppo", *words, "--out", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output
+    assert ("agent.matmul=bf16: this CPU has no bf16" in result.output) == told
+
+
 def test_a_path_may_hold_an_equals_sign(tmp_path: Path) -> None:
     folder = tmp_path / "lr=0.1"
     folder.mkdir()

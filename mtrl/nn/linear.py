@@ -75,6 +75,14 @@ def probe(device: torch.device | str = "cpu", *, repeats: int = 5) -> Probe:
     return Probe("onednn" if accurate else "default", error_default, error_onednn, time_default / time_onednn)
 
 
+def cautions(agent: object) -> Iterator[str]:
+    """What a run says of the ``route`` of its agent at the start: that this CPU is slow on it."""
+    place = torch.device(getattr(agent, "device", "cpu")).type
+    slow = place == "cpu" and torch.backends.cpu.get_cpu_capability() in ("NO AVX", "AVX2")
+    if slow and getattr(agent, "route", None) == "bf16":
+        yield "agent.matmul=bf16: this CPU has no bf16, its products take many times as long as those of auto"
+
+
 def _measure(pairs: tuple[tuple[Tensor, Tensor], ...], route: Route, repeats: int) -> tuple[float, float]:
     """Largest relative error and shortest time in seconds of the products ``a @ b`` along ``route``."""
     with matmul(route):
