@@ -32,8 +32,8 @@ def test_ppo_learns_two_minigrid_tasks_at_once(tmp_path: Path) -> None:
 def test_sac_learns_metaworld_reach(tmp_path: Path) -> None:
     """With the shipped MetaWorld config's scale, but a quarter of its updates; a random agent never holds the goal.
 
-    An early policy comes within centimetres of the goal, as the score says; whether within the five that count as success
-    depends on the last bits of the training, which differ between CPUs.
+    An early policy comes within centimetres of the goal, as the score says. Whether it is within the five that count as
+    success depends on the last bits of the training, which differ between CPUs.
     """
     path = CONFIGS / "metaworld-mt3-sac.yaml"
     few = ["copies=4", "agent.lr=1e-3", "agent.tau=0.01", "agent.alpha=0.005", "agent.alpha_lr=3e-3"]
