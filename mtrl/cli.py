@@ -319,7 +319,9 @@ def sweep(
 def results(
     folder: Annotated[Path, typer.Argument(help="a grid, a folder of runs, one run, or kept results")],
     sampled: Annotated[bool, typer.Option("--sampled", help="evaluations with sampled actions")] = False,
-    step: Annotated[int | None, typer.Option(help="as of the evaluations after so many environment steps")] = None,
+    step: Annotated[
+        int | None, typer.Option(parser=_whole, metavar="INTEGER", help="as of the evaluations after so many steps")
+    ] = None,
     pairs: Annotated[bool, typer.Option("--pairs", help="also P(A > B) of every pair of agents")] = False,
     curves: Annotated[
         Path | None, typer.Option("--import", help="CSV of step,task,seed,score, or an offline W&B run")

@@ -63,8 +63,8 @@ def keep(sources: Sequence[Path], target: Path, command: str = "") -> list[Path]
     for place in places:
         found, theirs = _read(place) if is_kept(place) else _of(load(place))
         for name in theirs:
-            if name in settings and (places := changed(settings[name], theirs[name])):
-                raise BenchmarkError(f"{place}: {name} was run with other settings ({', '.join(places)}): {_APART}")
+            if name in settings and (apart := changed(settings[name], theirs[name])):
+                raise BenchmarkError(f"{place}: {name} was run with other settings ({', '.join(apart)}): {_APART}")
         stores.append(found)
         settings |= theirs
     spec = _joint([store.spec for store in stores if store.spec])

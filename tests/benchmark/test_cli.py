@@ -78,7 +78,7 @@ def test_results_as_of_a_step(tmp_path: Path, run_writer: Writer) -> None:
         run_writer(tmp_path, "a", "s/x", seed, skill=0.9, finished=seed < 4)
         run_writer(tmp_path, "b", "s/x", seed, skill=0.2)
         run_writer(tmp_path, "a", "s/long", seed, evaluations=2, every=1_000_000)
-    early = call("results", tmp_path, "--step", "100000", "--pairs").output
+    early = call("results", tmp_path, "--step", "1e5", "--pairs").output
     (found,) = analyse(after(load(tmp_path), 100_000, "greedy")).suites
     a, b = found.entries
     assert (a.seeds, b.seeds) == ((0, 1, 2, 3, 4),) * 2
