@@ -32,16 +32,15 @@ def test_ppo_learns_two_minigrid_tasks_at_once(tmp_path: Path) -> None:
 def test_sac_learns_metaworld_reach(tmp_path: Path) -> None:
     """With the shipped MetaWorld config's scale, but a quarter of its updates; a random agent never holds the goal.
 
-    An early policy comes within centimetres of the goal, as the score says. Whether it is within the five that count as
-    success depends on the last bits of the training, which differ between CPUs.
+    After 60,000 steps one seed in two was not there yet, which may differ between CPUs; after 90,000 both were.
     """
     path = CONFIGS / "metaworld-mt3-sac.yaml"
     few = ["copies=4", "agent.lr=1e-3", "agent.tau=0.01", "agent.alpha=0.005", "agent.alpha_lr=3e-3"]
     few += ["agent.warmup=2000", "agent.trunk.widths=[256,256,256]", "agent.grad_clip=1.0"]
-    config = load_config(path, ["suite=metaworld/reach", "eval.every=null", *few, *QUIET], steps=60_000)
+    config = load_config(path, ["suite=metaworld/reach", "eval.every=null", *few, *QUIET], steps=90_000)
     found = train(config, tmp_path / "run").evaluation
     assert found is not None
     (reach,) = found.results
     assert reach.success is not None
     assert reach.score >= 0.9
-    assert reach.success >= 0.5
+    assert reach.success >= 0.8
